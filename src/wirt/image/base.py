@@ -1,0 +1,328 @@
+"""What a disk image can do: small interfaces by capability.
+
+::
+
+    Storage          positional bytes: a file, a host device, a URL, memory
+    Format           one per file format: probe, open, create
+    Image            read: pread, extents, info
+    ├── WritableImage    pwrite, write_zeroes, discard, flush
+    ├── Resizable        resize
+    ├── Checkable        check, repair
+    ├── HasSnapshots     internal snapshots
+    ├── HasBitmaps       persistent dirty bitmaps
+    └── CompressedWriter write_compressed
+
+Position, never cursor: every read and write names its offset, so that threads can share
+one image. All offsets and lengths are bytes. Whatever bytes an image holds, the only
+errors that leave this package are those of ``wirt.errors.ImageError``.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from wirt.errors import UnsupportedImage
+
+
+class ExtentKind(enum.Enum):
+    """The allocation state of a run of guest bytes."""
+
+    DATA = "data"
+    """Stored bytes."""
+    ZERO = "zero"
+    """Reads as zeros by the image's own word; nothing need be stored."""
+    HOLE = "hole"
+    """Not allocated in this image: its backing image shows through, or zeros without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of guest bytes in one allocation state, and where its bytes lie.
+
+    ``storage`` and ``storage_offset`` are set when the run lies there verbatim, so that a
+    copy may be made by the kernel (``copy_file_range``); they are None for compressed or
+    encrypted runs. ``depth`` counts from the image asked (0) down the backing chain.
+    """
+
+    offset: int
+    length: int
+    kind: ExtentKind
+    depth: int = 0
+    storage: Storage | None = None
+    storage_offset: int | None = None
+    compressed: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What an image from a stranger may cost. The defaults suit untrusted input.
+
+    ``expansion`` bounds the guest bytes that may be produced from one image as a multiple
+    of the bytes stored for it, beyond ``expansion_floor`` bytes that are always allowed:
+    a 12 MiB file can declare 2 TiB of compressed data.
+    """
+
+    chain_depth: int = 200
+    metadata_bytes: int = 64 << 20
+    expansion: int = 1024
+    expansion_floor: int = 1 << 30
+    seconds: float = float("inf")
+
+
+class OpenGate(ABC):
+    """Decides whether a file that an *image* names (not the user) may be opened."""
+
+    @abstractmethod
+    def allows(self, name: str, *, role: str, referrer: str) -> bool:
+        """``role`` is ``backing``, ``data-file``, ``extent`` or ``parent``."""
+
+
+class Deny(OpenGate):
+    """Open nothing but the named file: the default for foreign images."""
+
+    def allows(self, name: str, *, role: str, referrer: str) -> bool:
+        return False
+
+
+class AllowLocalFiles(OpenGate):
+    """Open plain file names, never protocols (``nbd:``, ``json:`` …): for one's own images."""
+
+    def allows(self, name: str, *, role: str, referrer: str) -> bool:
+        head = name.split("/", 1)[0]
+        return ":" not in head
+
+
+class Storage(ABC):
+    """Positional bytes. ``name`` is how errors call it."""
+
+    name: str
+    read_only: bool
+
+    @abstractmethod
+    def size(self) -> int: ...
+
+    @abstractmethod
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes, fewer only at the end. Raises ImageIoError."""
+
+    @abstractmethod
+    def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of ``data``. Raises ImageIoError or ImageNoSpace."""
+
+    @abstractmethod
+    def truncate(self, size: int) -> None: ...
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when all that was written survives a power cut."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def fileno(self) -> int | None:
+        """A descriptor for ``copy_file_range``, where there is one."""
+        return None
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield (offset, length, is_data) runs; without better knowledge all is data."""
+        yield offset, length, True
+
+    def punch_hole(self, offset: int, length: int) -> bool:
+        """Free the range so that it reads as zeros; False where that cannot be done."""
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What ``wirt img info`` shows of one image; ``specific`` is the format's own part."""
+
+    format: str
+    virtual_size: int
+    allocated_size: int
+    cluster_size: int = 0
+    backing_name: str = ""
+    backing_format: str = ""
+    encrypted: bool = False
+    dirty: bool = False
+    specific: Mapping[str, object] = field(default_factory=dict)
+
+
+class Image(ABC):
+    """An open image: a guest disk that can be read."""
+
+    format_name: ClassVar[str]
+
+    storage: Storage
+    virtual_size: int
+    backing: Image | None = None
+    """The next image of the chain, already open, or None."""
+
+    @abstractmethod
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` guest bytes. Raises OutOfBounds past the virtual size."""
+
+    @abstractmethod
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield this image's own extents of the range, in order and without gaps.
+
+        Does not descend: a HOLE is for the caller to look up in ``backing``
+        (``wirt.image.extents.chain_extents`` does).
+        """
+
+    @abstractmethod
+    def info(self) -> ImageInfo: ...
+
+    def close(self) -> None:
+        """Close this image's storage and its backing chain."""
+        self.storage.close()
+        if self.backing is not None:
+            self.backing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WritableImage(Image):
+    """An image that can be written in place."""
+
+    @abstractmethod
+    def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
+
+    @abstractmethod
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None: ...
+
+    @abstractmethod
+    def discard(self, offset: int, length: int) -> None:
+        """Drop the range's storage; it then reads as zeros (never as the backing image)."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when every write before survives a power cut."""
+
+
+class CompressedWriter(Image):
+    """A format whose clusters can be stored compressed; each cluster is written once."""
+
+    compression_unit: int
+
+    @abstractmethod
+    def write_compressed(self, offset: int, packed: bytes | None, plain: bytes) -> None:
+        """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
+
+
+class Resizable(Image):
+    @abstractmethod
+    def resize(self, size: int, *, preallocation: str = "off") -> None:
+        """Set the virtual size; shrinking drops what lies beyond."""
+
+
+@dataclass(slots=True)
+class CheckResult:
+    """What a check found; counts are clusters (or the format's unit)."""
+
+    corruptions: int = 0
+    leaks: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    fragmented_clusters: int = 0
+    compressed_clusters: int = 0
+    image_end_offset: int = 0
+    messages: list[str] = field(default_factory=list)
+
+
+class Checkable(Image):
+    @abstractmethod
+    def check(self, *, repair: str = "") -> CheckResult:
+        """``repair`` is empty, ``leaks`` or ``all``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    id: str
+    name: str
+    vm_state_size: int
+    date_seconds: int
+    date_nanoseconds: int
+    vm_clock_nanoseconds: int
+    virtual_size: int
+    icount: int | None = None
+
+
+class HasSnapshots(Image):
+    @abstractmethod
+    def snapshots(self) -> Sequence[SnapshotInfo]: ...
+
+    @abstractmethod
+    def snapshot_create(self, name: str) -> None: ...
+
+    @abstractmethod
+    def snapshot_apply(self, name: str) -> None: ...
+
+    @abstractmethod
+    def snapshot_delete(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapInfo:
+    name: str
+    granularity: int
+    enabled: bool
+    in_use: bool
+
+
+class HasBitmaps(Image):
+    @abstractmethod
+    def bitmaps(self) -> Sequence[BitmapInfo]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How to open: everything a format may need beside its storage."""
+
+    writable: bool = False
+    gate: OpenGate = field(default_factory=Deny)
+    budget: Budget = field(default_factory=Budget)
+    with_backing: bool = True
+    secret: bytes | None = None
+    """Passphrase of an encrypted image."""
+    allow_dirty: bool = False
+    """Open although the image says it was not closed (check and repair do)."""
+
+
+class Format(ABC):
+    """A file format. One instance each, listed in ``wirt.image.registry``."""
+
+    name: ClassVar[str]
+    """As ``qemu-img -f`` names it."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def probe(self, storage: Storage) -> bool:
+        """True if the bytes claim to be of this format. Reads little, raises nothing."""
+
+    @abstractmethod
+    def open(self, storage: Storage, options: OpenOptions) -> Image:
+        """Open; on an error the caller still owns ``storage``. Raises ImageError."""
+
+    def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        """Write an empty image of ``size`` guest bytes; ``options`` as ``qemu-img -o``."""
+        raise UnsupportedImage(f"{self.name} images can be read but not created")
