@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import sys
 
 from wirt.errors import HostError
@@ -98,3 +99,14 @@ def _await_ready(fd: int) -> None:
     ready, _, _ = select.select([fd], [], [], _READY_SECONDS)
     if not ready or os.read(fd, 1) != b"1":
         raise HostError("the console keeper did not start", hint="see the messages above")
+
+
+def ensure_keeper(paths: VmPaths, record: Record, consoles: list[str]) -> None:
+    """Start the keeper again if it was killed; the output until now is lost."""
+    for console in consoles:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(viewers_socket(paths, console))
+            except OSError:
+                start_keeper(paths, record, consoles, None)
+                return

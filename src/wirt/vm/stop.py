@@ -10,7 +10,7 @@ import msgspec
 
 from wirt.errors import CommandRefused, ProtocolError, Timeout, WirtError, WrongState
 from wirt.host.process import ProcessId
-from wirt.protocols.qga.client import QgaClient
+from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
@@ -85,7 +85,7 @@ def _ask_guest(paths: VmPaths, record: Record) -> str:
     if agent:
         with (
             contextlib.suppress(ProtocolError, Timeout),
-            QgaClient.connect(paths.socket(AGENT), timeout=_AGENT_SECONDS) as client,
+            AgentClient.connect(paths.socket(AGENT), timeout=_AGENT_SECONDS) as client,
         ):
             client.shutdown()
             return "guest agent"
