@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from wirt.catalog.image import GuestImage
+from wirt.catalog.image import StoredImage
 from wirt.errors import UsageError
 from wirt.host.qemu_probe import probe
 from wirt.image.create import create_image
@@ -65,7 +65,7 @@ def _record(context: Context, source: Source | None, wish: Wish) -> Record:
     from wirt.host.process import ProcessId
 
     owner = ProcessId.of(os.getpid()) if wish.temporary else None
-    guest = source if isinstance(source, GuestImage) else None
+    guest = source.record if isinstance(source, StoredImage) else None
     return Record(
         created=time.time(),
         image=guest.name if guest else getattr(source, "path", ""),
@@ -106,8 +106,8 @@ def _defaults(
         "channels": [msgspec.to_builtins(channel) for channel in STANDARD],
         "disks": [],
     }
-    if isinstance(source, GuestImage):
-        _use_guest_image(context, paths, source, wish, tree)
+    if isinstance(source, StoredImage):
+        _use_guest_image(paths, source, wish, tree)
     elif isinstance(source, DiskFile):
         _use_disk_file(paths, source, wish, tree)
     else:
@@ -118,24 +118,22 @@ def _defaults(
     return tree
 
 
-def _use_guest_image(
-    context: Context, paths: VmPaths, image: GuestImage, wish: Wish, tree: dict[str, Any]
-) -> None:
+def _use_guest_image(paths: VmPaths, image: StoredImage, wish: Wish, tree: dict[str, Any]) -> None:
+    record = image.record
     if wish.own_disk:
         raise UsageError(
-            f"{image.name} is shared by machines and cannot be one's own disk",
+            f"{record.name} is shared by machines and cannot be one's own disk",
             hint="leave --own-disk out: the machine gets a copy-on-write disk",
         )
-    directory = os.path.join(context.home.images, image.id)
-    base = DiskFile(os.path.join(directory, image.disk), image.format, image.virtual_size)
+    base = DiskFile(os.fspath(image.disk), record.format, record.virtual_size)
     tree["disks"].append(_overlay(paths, base, wish.disk_size))
     if image.kernel:
         tree["boot"] = {
-            "kernel": os.path.join(directory, image.kernel),
-            "initrd": os.path.join(directory, image.initrd) if image.initrd else "",
-            "cmdline": image.cmdline,
+            "kernel": os.fspath(image.kernel),
+            "initrd": os.fspath(image.initrd) if image.initrd else "",
+            "cmdline": record.command_line,
         }
-    if image.firmware == "uefi":
+    if record.firmware == "uefi":
         tree["firmware"] = {"type": "uefi"}
 
 

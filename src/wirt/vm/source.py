@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from wirt.catalog.build import build_image
 from wirt.catalog.catalog import Catalog
-from wirt.catalog.image import GuestImage
+from wirt.catalog.image import StoredImage
+from wirt.catalog.recipe import Recipe
 from wirt.errors import NotFound, SpecError
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
@@ -29,7 +33,7 @@ class CdFile:
     path: str
 
 
-Source = GuestImage | DiskFile | CdFile
+Source = StoredImage | DiskFile | CdFile
 
 
 def resolve(context: Context, image: str, *, image_format: str = "") -> Source:
@@ -38,7 +42,19 @@ def resolve(context: Context, image: str, *, image_format: str = "") -> Source:
         return _file(context, os.path.abspath(image), image_format)
     if "/" in image:
         raise NotFound(f"there is no file {image}", hint="check the path")
-    return Catalog(context.home.images).find(image)
+    return Catalog(Path(context.home.images)).find(image)
+
+
+def resolve_or_build(context: Context, image: str, *, image_format: str = "") -> Source:
+    """Like ``resolve``, but builds a distribution (``debian:12``) that is not there yet."""
+    try:
+        return resolve(context, image, image_format=image_format)
+    except NotFound:
+        if not is_distribution(image):
+            raise
+    context.say(f"{image} is built first, once; this takes some minutes")
+    catalog = Catalog(Path(context.home.images))
+    return build_image(catalog, Recipe(distribution=image), step=context.say)
 
 
 def _file(context: Context, path: str, image_format: str) -> DiskFile | CdFile:
@@ -51,10 +67,9 @@ def _file(context: Context, path: str, image_format: str) -> DiskFile | CdFile:
         return DiskFile(path, image_format, opened.virtual_size)
 
 
-def parse_distribution(image: str) -> bool:
+def is_distribution(image: str) -> bool:
     """True if ``image`` reads like something that ``wirt build`` can make: ``debian:12``."""
-    distribution, colon, release = image.partition(":")
-    return bool(colon and release and distribution.isalpha() and "/" not in image)
+    return re.fullmatch(r"(debian|ubuntu):[\w.-]+", image) is not None
 
 
 def check_backing_free(source: DiskFile) -> None:
