@@ -1,0 +1,78 @@
+"""Programs that a build runs: their output is kept, their end is certain."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from wirt.errors import HostError, MissingDependency, NoSpace
+
+KEPT_LINES = 400
+_SHOWN_LINES = 12
+
+
+def require(program: str, package: str) -> None:
+    """Raise MissingDependency, naming the Debian package, unless ``program`` is in PATH."""
+    if not shutil.which(program, path=search_path()):
+        raise MissingDependency(f"{program} is not installed", hint=f"apt install {package}")
+
+
+def search_path() -> str:
+    """Return PATH with the directories of system programs, which users' shells omit."""
+    return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    what: str,
+    environment: Mapping[str, str] | None = None,
+    line: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Run ``argv`` to its end and return its last lines; ``line`` sees each as it comes.
+
+    Standard output and error are read together. However the call ends (an exception of
+    ``line``, Ctrl-C), the program's process group is gone afterwards. Raises HostError with
+    the last lines when the program fails, NoSpace when they say so.
+    """
+    import subprocess
+
+    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8", **(environment or {})},
+        start_new_session=True,
+    )
+    try:
+        with process:
+            for raw in iter(lambda: process.stdout.readline(1 << 16), b""):
+                text = raw.decode(errors="replace").rstrip()
+                kept.append(text)
+                line(text)
+    finally:
+        _end(process.pid)
+    if process.returncode != 0:
+        raise failure(what, process.returncode, kept)
+    return list(kept)
+
+
+def _end(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def failure(what: str, status: int, lines: Sequence[str]) -> HostError:
+    """Return the error for a program that ended with ``status``, told by its last lines."""
+    tail = "\n".join(f"  {text}" for text in list(lines)[-_SHOWN_LINES:])
+    if any("No space left on device" in text or "write error" in text for text in lines):
+        return NoSpace(f"{what}: no space left\n{tail}")
+    ended = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return HostError(f"{what} failed ({ended})\n{tail}")
