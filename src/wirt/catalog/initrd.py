@@ -46,7 +46,7 @@ WANTED_MODULES = (
     "crc32c_generic",
     "ext4",
 )
-_APPLETS = ("sh", "cat", "dd", "echo", "insmod", "ls", "mkdir", "modprobe", "mount", "sleep",
+_APPLETS = ("sh", "cat", "dd", "echo", "grep", "ls", "mkdir", "modprobe", "mount", "sleep",
             "switch_root", "tr", "umount")  # fmt: skip
 _MAX_MODULE = 64 << 20
 _SUFFIX = re.compile(r"\.ko(\.(gz|xz|zst))?$")

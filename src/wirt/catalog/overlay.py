@@ -31,6 +31,7 @@ MASKED = (
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
     "systemd-firstboot.service",
+    "systemd-journald-audit.socket",
     "systemd-modules-load.service",
     "systemd-network-generator.service",
     "systemd-networkd-wait-online.service",
@@ -43,6 +44,15 @@ MASKED = (
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
 )
+_NO_GENERATORS = (
+    "systemd-bless-boot-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-integritysetup-generator",
+    "systemd-system-update-generator",
+    "systemd-tpm2-generator",
+    "systemd-veritysetup-generator",
+)
 _ENABLED = {
     "multi-user.target.wants": ("systemd-networkd.service", "wirt-resolv.path"),
     "sockets.target.wants": ("systemd-networkd.socket",),
@@ -53,7 +63,10 @@ _PARTS = {
     "wirt-resolv.path": "etc/systemd/system/wirt-resolv.path",
     "wirt-resolv.service": "etc/systemd/system/wirt-resolv.service",
     "agent.conf": "etc/systemd/system/qemu-guest-agent.service.d/wirt.conf",
+    "journald.conf": "etc/systemd/journald.conf.d/wirt.conf",
     "modprobe.conf": "etc/modprobe.d/wirt.conf",
+    "networkd.conf": "etc/systemd/system/systemd-networkd.service.d/wirt.conf",
+    "trigger.conf": "etc/systemd/system/systemd-udev-trigger.service.d/wirt.conf",
 }
 _HELPER = {
     "wirt-guest": "usr/lib/wirt/wirt-guest",
@@ -82,6 +95,8 @@ def build_overlay(recipe: Recipe, host_keys: dict[str, bytes]) -> bytes:
         archive.add(target, parts[name], 0o755 if name in _EXECUTABLE else 0o644)
     for unit in MASKED:
         archive.link(f"etc/systemd/system/{unit}", "/dev/null")
+    for generator in _NO_GENERATORS:
+        archive.link(f"etc/systemd/system-generators/{generator}", "/dev/null")
     for target, units in _ENABLED.items():
         for unit in units:
             home = "/etc/systemd/system" if unit in parts else "/usr/lib/systemd/system"

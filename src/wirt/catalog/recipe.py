@@ -127,7 +127,9 @@ def suite(distribution: str) -> tuple[str, str]:
             f"{distribution[:40]!r} cannot be built here",
             hint="debian:12, debian:13, debian:sid, ubuntu:24.04; or pull a published image",
         )
-    codename = _RELEASES[family].get(release or {"debian": "12", "ubuntu": "24.04"}[family], release)
+    codename = _RELEASES[family].get(
+        release or {"debian": "12", "ubuntu": "24.04"}[family], release
+    )
     if not _CODENAME.fullmatch(codename):
         known = ", ".join(_RELEASES[family])
         raise UsageError(f"{family} has no release {release[:40]!r}", hint=f"known: {known}")

@@ -16,7 +16,6 @@ from wirt.errors import HostError, MissingDependency
 PACKAGES = (
     "busybox-static",
     "dbus",
-    "ifupdown-",
     "iproute2",
     "iputils-ping",
     "less",
