@@ -1,0 +1,74 @@
+"""Waiting for a guest to answer, or for a machine to be down."""
+
+from __future__ import annotations
+
+import time
+
+from wirt.errors import CommandRefused, ProtocolError, Timeout, WrongState
+from wirt.protocols.qga.client import AgentClient
+from wirt.store.layout import VmPaths
+from wirt.store.machines import find
+from wirt.vm import logs, state
+from wirt.vm.channels import AGENT, HELPERS, open_ports
+from wirt.vm.context import Context
+from wirt.vm.session import guest_session
+
+_POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 15.0
+
+
+def wait_for_guest(context: Context, name: str, *, timeout: float) -> str:
+    """Return when wirt's helper or the guest agent answers: ``helper`` or ``agent``.
+
+    Raises WrongState if the machine ends meanwhile, Timeout after ``timeout`` seconds.
+    """
+    paths = find(context.home, name)
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = _answer(paths)
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise Timeout(
+                f"{name} did not answer within {timeout:.0f} s: neither wirt's helper nor the "
+                "guest agent is there",
+                hint=f"see what it is doing: wirt logs {name}; wirt screenshot {name} x.png",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _answer(paths: VmPaths) -> str:
+    found = state.look(paths, ask=False)
+    if not found.is_up:
+        last = logs.tail(paths, qemu=True, limit=400).strip() or found.note
+        raise WrongState(
+            f"{paths.name} ended while it was waited for: {last}",
+            hint=f"wirt logs {paths.name}",
+        )
+    if found.status != "running":
+        return ""
+    try:
+        with state.connect(paths, found.record) as qmp:
+            ports = open_ports(qmp)
+        if ports.intersection(HELPERS):
+            with guest_session(paths, timeout=_ANSWER_SECONDS) as session:
+                session.ping()
+            return "helper"
+        if AGENT in ports:
+            with AgentClient.connect(paths.socket(AGENT), timeout=_ANSWER_SECONDS) as agent:
+                agent.ping()
+            return "agent"
+    except (ProtocolError, Timeout, CommandRefused):
+        return ""
+    return ""
+
+
+def wait_for_stop(context: Context, name: str, *, timeout: float) -> None:
+    """Return when the machine is down. Raises Timeout."""
+    paths = find(context.home, name)
+    found = state.look(paths, ask=False)
+    process = state.process_of(found.record)
+    if not found.is_up:
+        return
+    if process is None or not process.wait(timeout):
+        raise Timeout(f"{name} is still running after {timeout:.0f} s", hint=f"wirt stop {name}")
