@@ -58,7 +58,7 @@ class Catalog:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def list(self) -> list[StoredImage]:
+    def images(self) -> list[StoredImage]:
         """Return the readable images by name, the newest of a name first."""
         found = [image for path in self._directories() if (image := _read(path))]
         return sorted(found, key=lambda image: (image.record.name, -image.record.created))
@@ -68,7 +68,7 @@ class Catalog:
 
         Raises NotFound with the nearest names.
         """
-        images = self.list()
+        images = self.images()
         wanted = name.lower()
         for image in images:
             if image.record.name == wanted:
@@ -81,7 +81,7 @@ class Catalog:
 
     def find_made(self, fingerprint: str) -> StoredImage | None:
         """Return the newest image with that fingerprint, if there is one."""
-        made = [image for image in self.list() if image.record.fingerprint == fingerprint]
+        made = [image for image in self.images() if image.record.fingerprint == fingerprint]
         return max(made, key=lambda image: image.record.created, default=None)
 
     def remove(self, name: str, *, in_use: Callable[[StoredImage], list[str]]) -> StoredImage:
@@ -244,7 +244,15 @@ def remove_tree(path: Path) -> None:
         return
     except PermissionError:
         child.run(
-            [*enter_command(), "rm", "--recursive", "--force", "--one-file-system", "--", path],
+            [
+                *enter_command(),
+                "rm",
+                "--recursive",
+                "--force",
+                "--one-file-system",
+                "--",
+                os.fspath(path),
+            ],
             what=f"removing {path}",
         )
     except OSError as error:

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
+import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from wirt.errors import HostError, MissingDependency, NoSpace
+from wirt.errors import HostError, NoSpace
+from wirt.host.process import spawn
 
 KEPT_LINES = 400
 _SHOWN_LINES = 12
-
-
-def require(program: str, package: str) -> None:
-    """Raise MissingDependency, naming the Debian package, unless ``program`` is in PATH."""
-    if not shutil.which(program, path=search_path()):
-        raise MissingDependency(f"{program} is not installed", hint=f"apt install {package}")
-
-
-def search_path() -> str:
-    """Return PATH with the directories of system programs, which users' shells omit."""
-    return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
 
 def run(
@@ -38,21 +28,13 @@ def run(
     ``line``, Ctrl-C), the program's process group is gone afterwards. Raises HostError with
     the last lines when the program fails, NoSpace when they say so.
     """
-    import subprocess
-
     kept: deque[str] = deque(maxlen=KEPT_LINES)
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8", **(environment or {})},
-        start_new_session=True,
+    process = spawn(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, new_session=True
     )
     try:
         with process:
-            for raw in iter(lambda: process.stdout.readline(1 << 16), b""):
-                text = raw.decode(errors="replace").rstrip()
+            for text in _lines(process):
                 kept.append(text)
                 line(text)
     finally:
@@ -60,6 +42,13 @@ def run(
     if process.returncode != 0:
         raise failure(what, process.returncode, kept)
     return list(kept)
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    if process.stdout is None:
+        return
+    while raw := process.stdout.readline(1 << 16):
+        yield raw.decode(errors="replace").rstrip()
 
 
 def _end(group: int) -> None:

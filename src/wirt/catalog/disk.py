@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wirt.catalog import child
 from wirt.catalog.namespace import enter_command
+from wirt.host.process import find_program
 
 ROOT_LABEL = "wirt-root"
 
@@ -17,13 +18,12 @@ def make_disk(tree: Path, disk: Path, *, size: int) -> None:
     mke2fs runs in the namespace that made ``tree``, so that the owners are those of the
     guest. Raises MissingDependency, HostError, NoSpace.
     """
-    child.require("mke2fs", "e2fsprogs")
     with disk.open("xb") as file:
         file.truncate(size)
     child.run(
         [
             *enter_command(),
-            "mke2fs",
+            find_program("mke2fs"),
             "-q",
             *("-t", "ext4"),
             *("-L", ROOT_LABEL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,13 +17,24 @@ def make_host_keys(*, comment: str = "wirt") -> dict[str, bytes]:
     Private files must get mode 0600, ``.pub`` files 0644. Raises MissingDependency without
     ssh-keygen.
     """
-    child.require("ssh-keygen", "openssh-client")
     files: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="wirt-keys-") as directory:
         for kind, options in _KINDS.items():
             key = Path(directory) / f"ssh_host_{kind}_key"
             child.run(
-                ["ssh-keygen", "-q", "-t", kind, *options, "-N", "", "-C", comment, "-f", key],
+                [
+                    "ssh-keygen",
+                    "-q",
+                    "-t",
+                    kind,
+                    *options,
+                    "-N",
+                    "",
+                    "-C",
+                    comment,
+                    "-f",
+                    os.fspath(key),
+                ],
                 what="ssh-keygen",
             )
             for path in (key, key.with_suffix(".pub")):

@@ -46,8 +46,8 @@ WANTED_MODULES = (
     "crc32c_generic",
     "ext4",
 )
-_APPLETS = ("sh", "cat", "dd", "echo", "grep", "ls", "mkdir", "modprobe", "mount", "sleep",
-            "switch_root", "tr", "umount")  # fmt: skip
+_APPLETS = ("cat", "dd", "echo", "grep", "ln", "ls", "mkdir", "modprobe", "mount", "od", "sh",
+            "sleep", "switch_root", "tr")  # fmt: skip
 _MAX_MODULE = 64 << 20
 _SUFFIX = re.compile(r"\.ko(\.(gz|xz|zst))?$")
 

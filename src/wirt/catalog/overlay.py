@@ -158,8 +158,7 @@ class _Archive:
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.GNU_FORMAT)
-        self._directories: set[str] = set()
+        self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.GNU_FORMAT)
         self._now = int(time.time())
 
     def add(self, path: str, content: bytes, mode: int = 0o644) -> None:

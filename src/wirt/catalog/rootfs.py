@@ -12,10 +12,12 @@ from wirt.catalog.namespace import enter_command
 from wirt.catalog.recipe import Recipe, suite
 from wirt.catalog.sources import Archive, archive
 from wirt.errors import HostError, MissingDependency
+from wirt.host.process import find_program
 
 PACKAGES = (
     "busybox-static",
     "dbus",
+    "e2fsprogs",
     "iproute2",
     "iputils-ping",
     "less",
@@ -32,8 +34,7 @@ PACKAGES = (
 _KERNEL = {"debian": "linux-image-amd64", "ubuntu": "linux-image-generic"}
 _NO_FILES = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
 _HOOKS = (
-    'chroot "$1" tar --extract --keep-directory-symlink --numeric-owner '
-    '--directory / --file - <"$WIRT_OVERLAY"',
+    'chroot "$1" tar --extract --keep-directory-symlink --numeric-owner -C / <"$WIRT_OVERLAY"',
     'chroot "$1" sh -s <"$WIRT_SETUP"',
 )
 _STEPS = (
@@ -60,7 +61,6 @@ def make_tree(
     Files of guest root belong to the caller. Raises MissingDependency, HostError (with the
     last lines of the log) and NoSpace.
     """
-    child.require("mmdebstrap", "mmdebstrap")
     family, codename = suite(recipe.distribution)
     chosen = archive(family, codename, mirror=recipe.mirror)
     if not chosen.keyring.exists():
@@ -83,7 +83,13 @@ def make_tree(
 def _command(recipe: Recipe, tree: Path, chosen: Archive) -> list[str]:
     family, codename = suite(recipe.distribution)
     packages = [*PACKAGES, _KERNEL[family], *(("sudo",) if recipe.user else ()), *recipe.packages]
-    command = [*enter_command(), "mmdebstrap", "--mode=root", "--variant=apt", "--format=dir"]
+    command = [
+        *enter_command(),
+        find_program("mmdebstrap"),
+        "--mode=root",
+        "--variant=apt",
+        "--format=dir",
+    ]
     command += ["--include", ",".join(packages), f"--keyring={chosen.keyring}"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _NO_FILES]
     command.append("--dpkgopt=path-include=/usr/share/doc/*/copyright")
@@ -96,6 +102,7 @@ def _environment(overlay: Path, setup: Path) -> dict[str, str]:
     return {
         "WIRT_OVERLAY": os.fspath(overlay),
         "WIRT_SETUP": os.fspath(setup),
+        "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
         "DEBIAN_FRONTEND": "noninteractive",
         # Debian's kernel package then makes no initrd: ours takes its place.
         "INITRD": "No",
