@@ -52,7 +52,7 @@ def _answer(paths: VmPaths) -> str:
             ports = open_ports(qmp)
         if ports.intersection(HELPERS):
             with guest_session(paths, timeout=_ANSWER_SECONDS) as session:
-                session.ping()
+                session.info()
             return "helper"
         if AGENT in ports:
             with AgentClient.connect(paths.socket(AGENT), timeout=_ANSWER_SECONDS) as agent:
