@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wirt.catalog.build import build_image
 from wirt.catalog.catalog import Catalog
-from wirt.catalog.recipe import FileCopy, Recipe
+from wirt.catalog.recipe import DEFAULT_SIZE, FileCopy, Recipe
 from wirt.cli.arguments import example
 from wirt.cli.output import print_json, say
 from wirt.errors import NotFound, UsageError
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         hostname=args.hostname,
         autologin=not args.no_autologin,
         mirror=args.mirror,
-        **({"size": parse_size(args.size)} if args.size else {}),
+        size=parse_size(args.size) if args.size else DEFAULT_SIZE,
     )
     catalog = Catalog(Path(Context().home.images))
     image = build_image(catalog, recipe, name=args.name, rebuild=args.rebuild, step=say)

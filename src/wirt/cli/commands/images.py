@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     catalog = Catalog(Path(context.home.images))
     if args.action == "rm":
         return _remove(args, context, catalog)
-    images = catalog.list()
+    images = catalog.images()
     if args.json:
         print_json([image.record for image in images])
     elif not images:
