@@ -1,4 +1,4 @@
-"""This terminal and the streams of a command in a guest."""
+"""The terminal and the streams of a command in a guest."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -227,6 +228,34 @@ class CompressedWriter(Image):
         """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
 
 
+class DirectAllocator(WritableImage):
+    """A format that can hand out places in a storage, for the kernel to copy into."""
+
+    direct_storage: Storage
+    """Where allocated clusters lie: the image's own storage or its external data file."""
+
+    @property
+    @abstractmethod
+    def can_allocate(self) -> bool:
+        """False where guest bytes are not stored verbatim (encryption)."""
+
+    @abstractmethod
+    def allocate(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (guest offset, offset in ``direct_storage``, length) covering the range.
+
+        ``offset`` must lie on a cluster; ``length`` too, except at the end of the disk.
+        Every piece must be filled (zeros where nothing is copied) before the next call
+        into the image: until then the guest would read what the file held there.
+        """
+
+    @abstractmethod
+    def bulk_write(self) -> AbstractContextManager[None]:
+        """Within it nothing is ordered for power cuts, at its end everything is durable.
+
+        Only for a new file that nobody knows yet: a cut in between leaves garbage.
+        """
+
+
 class Resizable(Image):
     @abstractmethod
     def resize(self, size: int, *, preallocation: str = "off") -> None:
@@ -292,6 +321,28 @@ class BitmapInfo:
 class HasBitmaps(Image):
     @abstractmethod
     def bitmaps(self) -> Sequence[BitmapInfo]: ...
+
+    @abstractmethod
+    def bitmap_add(self, name: str, *, granularity: int = 0, enabled: bool = True) -> None:
+        """Add an empty bitmap; ``granularity`` 0 means the format's default."""
+
+    @abstractmethod
+    def bitmap_remove(self, name: str) -> None: ...
+
+    @abstractmethod
+    def bitmap_clear(self, name: str) -> None: ...
+
+    @abstractmethod
+    def bitmap_enable(self, name: str, *, enabled: bool = True) -> None:
+        """Let later writes be recorded in the bitmap, or not."""
+
+    @abstractmethod
+    def bitmap_merge(self, name: str, source: HasBitmaps, source_name: str) -> None:
+        """Mark in ``name`` all that ``source_name`` of ``source`` (or this image) marks."""
+
+    @abstractmethod
+    def bitmap_dirty(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the guest ranges that the bitmap marks, in order."""
 
 
 @dataclass(frozen=True, slots=True)

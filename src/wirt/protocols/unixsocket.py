@@ -71,6 +71,15 @@ class UnixConnection:
         except OSError as error:
             raise self._closed(error) from None
 
+    def send_some(self, data: bytes | bytearray) -> int:
+        """Send what the socket takes at once; return how many bytes that was."""
+        try:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._closed(error) from None
+
     def receive(self, deadline: Deadline) -> bytes:
         """Return up to 64 KiB. Raises PeerClosed at the end of the stream, and Timeout."""
         try:

@@ -81,7 +81,7 @@ def _record(context: Context, source: Source | None, wish: Wish) -> Record:
 def _describe(
     context: Context, paths: VmPaths, name: str, source: Source | None, wish: Wish
 ) -> Machine:
-    tree = _defaults(context, paths, source, wish)
+    tree = _defaults(paths, source, wish)
     tree = merge(tree, wish.settings)
     tree["name"] = name
     machine = toml.from_data(tree)
@@ -97,9 +97,7 @@ def _describe(
     )
 
 
-def _defaults(
-    context: Context, paths: VmPaths, source: Source | None, wish: Wish
-) -> dict[str, Any]:
+def _defaults(paths: VmPaths, source: Source | None, wish: Wish) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "displays": [{"type": "vnc"}],
         "nics": [{"backend": {"type": "user"}}],

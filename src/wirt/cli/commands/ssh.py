@@ -24,4 +24,4 @@ def run(args: argparse.Namespace) -> int:
 
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
     line = ssh_command(Context(say=say), args.name, user=args.user, words=words)
-    os.execv(line[0], line)
+    os.execv(line[0], line)  # noqa: S606 - ssh takes over this process, its terminal and exit code

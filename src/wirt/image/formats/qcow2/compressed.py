@@ -1,0 +1,148 @@
+"""Compressed clusters.
+
+Their L2 entry holds, for x = 62 - (cluster bits - 8): bits 0..x-1 the byte offset of the
+packed data, bits x..61 the number of further 512-byte sectors it touches. So the length is
+known only to the sector, and the decoder must ignore what follows the stream.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from wirt.errors import CorruptImage, MissingDependency, OutOfBounds
+from wirt.image.formats.qcow2.header import SECTOR, ZLIB
+from wirt.image.formats.qcow2.l2 import COMPRESSED, Table
+from wirt.image.formats.qcow2.volume import Volume
+
+_BUFFER = 1 << 20
+
+
+def packed_extent(entry: int, cluster_bits: int) -> tuple[int, int]:
+    """Return (host offset, length in bytes, a few too many) of a compressed cluster."""
+    shift = 62 - (cluster_bits - 8)
+    offset = entry & ((1 << shift) - 1)
+    sectors = (entry & COMPRESSED - 1) >> shift
+    return offset, (sectors + 1) * SECTOR - (offset & SECTOR - 1)
+
+
+def pack_entry(offset: int, length: int, cluster_bits: int) -> int:
+    shift = 62 - (cluster_bits - 8)
+    sectors = ((offset + length - 1) >> 9) - (offset >> 9)
+    return COMPRESSED | sectors << shift | offset
+
+
+def unpack(method: int, packed: bytes, size: int) -> bytes:
+    """Return the cluster of ``size`` bytes. Raises CorruptImage."""
+    plain = _inflate(packed, size) if method == ZLIB else _unpack_zstd(packed, size)
+    if plain is None or len(plain) != size:
+        raise CorruptImage("a compressed cluster cannot be decompressed")
+    return plain
+
+
+def _inflate(packed: bytes, size: int) -> bytes | None:
+    # An output shorter than the cluster is wrong, a longer one is cut (as in QEMU).
+    try:
+        return _inflater()(packed, size)
+    except ValueError:
+        return None
+
+
+@cache
+def _inflater() -> Callable[[bytes, int], bytes]:
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return _inflate_with(zlib.decompressobj, zlib.error)
+
+    return _inflate_with(isal_zlib.decompressobj, isal_zlib.IsalError)
+
+
+def _inflate_with(make: Callable[[int], Any], wrong: Any) -> Callable[[bytes, int], bytes]:
+    def inflate(packed: bytes, size: int) -> bytes:
+        try:
+            return bytes(make(-15).decompress(packed, size))
+        except wrong as error:
+            raise ValueError from error
+
+    return inflate
+
+
+def _unpack_zstd(packed: bytes, size: int) -> bytes | None:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingDependency(
+            "this image needs the Python module zstandard", hint="pip install zstandard"
+        ) from error
+    # One window of the largest cluster; streaming never allocates by the frame's own words.
+    decoder = zstandard.ZstdDecompressor(max_window_size=8 << 20)
+    try:
+        with decoder.stream_reader(packed, read_across_frames=True) as reader:
+            return reader.read(size)
+    except zstandard.ZstdError:
+        return None
+
+
+class Packer:
+    """Places packed clusters tightly one behind the other, buffered into large writes."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._next = 0
+        self._free = 0
+        self._start = 0
+        self._buffer = bytearray()
+        volume.drains.append(self.write_out)
+        volume.seals.append(self.seal)
+
+    def place(self, packed: bytes) -> int:
+        """Store ``packed`` and return its L2 entry."""
+        bits = self._volume.header.cluster_bits
+        offset = self._reserve(len(packed))
+        if offset >> (62 - (bits - 8)):
+            raise OutOfBounds("compressed data does not fit into so large a file")
+        self._volume.guard.check(offset, len(packed))
+        if self._start + len(self._buffer) != offset or len(self._buffer) > _BUFFER:
+            self.write_out()
+            self._start = offset
+        self._buffer += packed
+        self._next, self._free = offset + len(packed), self._free - len(packed)
+        self._volume.note_data_written()
+        return pack_entry(offset, len(packed), bits)
+
+    def _reserve(self, length: int) -> int:
+        """Return where ``length`` bytes go; counts every cluster that they touch."""
+        size = self._volume.header.cluster_size
+        refcounts = self._volume.refcounts
+        here = self._next // size
+        shared = self._free > 0 and 0 < refcounts.get(here) < refcounts.largest
+        if shared and length <= self._free:
+            refcounts.add(here, 1)
+            return self._next
+        first = refcounts.allocate_exact(1)
+        if shared and first * size == self._next + self._free:
+            refcounts.add(here, 1)
+            self._free += size
+            return self._next
+        self._free = size
+        return first * size
+
+    def write_out(self) -> None:
+        if self._buffer:
+            self._volume.write_metadata("", self._start, bytes(self._buffer))
+            self._buffer.clear()
+
+    def seal(self) -> None:
+        """Forget the half-filled cluster: others may change its refcount."""
+        self.write_out()
+        self._next = self._free = 0
+
+
+def set_packed(table: Table, slot: int, entry: int, stride: int) -> None:
+    """Store a compressed entry; an extended one has an empty bitmap."""
+    table.words[slot : slot + stride] = array("Q", (entry, 0)[:stride])
+    table.touch(slot, slot + stride)

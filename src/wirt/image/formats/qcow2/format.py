@@ -1,0 +1,37 @@
+"""The entry of qcow2 in the registry of formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wirt.errors import ImageIoError
+from wirt.image.base import Format, OpenOptions, Storage
+from wirt.image.formats.qcow2.header import MAGIC, Header
+from wirt.image.formats.qcow2.image import Qcow2Image
+from wirt.image.formats.qcow2.volume import Volume
+
+
+class Qcow2Format(Format):
+    name = "qcow2"
+    suffixes = (".qcow2", ".qcow")
+
+    def probe(self, storage: Storage) -> bool:
+        try:
+            head = storage.pread(0, 8)
+        except ImageIoError:
+            return False
+        return head[:4] == MAGIC and head[4:] in {b"\0\0\0\2", b"\0\0\0\3"}
+
+    def open(self, storage: Storage, options: OpenOptions) -> Qcow2Image:
+        """Open the file alone: backing image and data file are attached by the caller."""
+        header = Header.parse(storage)
+        return Qcow2Image(Volume(storage, header, options), options)
+
+    def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        from wirt.image.formats.qcow2.create import CreateOptions, new_header, write_empty
+
+        parsed = CreateOptions.parse(options)
+        write_empty(storage, new_header(size, parsed))
+
+
+FORMAT = Qcow2Format()

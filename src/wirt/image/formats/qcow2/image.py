@@ -1,0 +1,229 @@
+"""The qcow2 driver: an open image, its capabilities, and what they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage
+from wirt.image.base import (
+    CompressedWriter,
+    DirectAllocator,
+    Extent,
+    ExtentKind,
+    Image,
+    ImageInfo,
+    OpenOptions,
+    Storage,
+)
+from wirt.image.formats.qcow2.header import (
+    CORRUPT,
+    DIRTY,
+    KNOWN_AUTOCLEAR,
+    Header,
+)
+from wirt.image.formats.qcow2.information import describe
+from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
+from wirt.image.formats.qcow2.mapping import Mapping
+from wirt.image.formats.qcow2.reader import Reader
+from wirt.image.formats.qcow2.volume import Volume
+from wirt.image.formats.qcow2.writer import Bytes, Writer
+from wirt.image.formats.qcow2.zeroes import write_zeroes
+
+_KINDS = {UNALLOCATED: ExtentKind.HOLE, NORMAL: ExtentKind.DATA, PACKED: ExtentKind.DATA}
+
+
+class Qcow2View(Image):
+    """A readable disk of a qcow2 file: the active one, or an internal snapshot's."""
+
+    format_name = "qcow2"
+
+    def __init__(self, volume: Volume, mapping: Mapping, size: int) -> None:
+        self.volume = volume
+        self.storage = volume.storage
+        self.virtual_size = size
+        self._mapping = mapping
+        self._reader = Reader(volume, mapping, self)
+
+    @property
+    def header(self) -> Header:
+        return self.volume.header
+
+    def pread(self, offset: int, length: int) -> bytes:
+        self._check_range(offset, length)
+        return self._reader.read(offset, length) if length else b""
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.virtual_size:
+            raise OutOfBounds("a request reaches past the end of the disk", offset=offset)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        self._check_range(offset, length)
+        storage = self.volume.data_storage if self._reader.decipher is None else None
+        packed: Run | None = None
+        for run in self._mapping.runs(offset, length):
+            if run.kind == PACKED:
+                packed = (
+                    run if packed is None else packed._replace(length=packed.length + run.length)
+                )
+                continue
+            if packed is not None:
+                yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
+                packed = None
+            yield _extent(run, storage)
+        if packed is not None:
+            yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
+
+    def info(self) -> ImageInfo:
+        return describe(self.volume, self.virtual_size)
+
+
+def _extent(run: Run, storage: Storage | None) -> Extent:
+    kind = _KINDS.get(run.kind, ExtentKind.ZERO)
+    if kind is not ExtentKind.DATA or storage is None:
+        return Extent(run.offset, run.length, kind)
+    return Extent(run.offset, run.length, kind, storage=storage, storage_offset=run.host)
+
+
+class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
+    """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
+
+    def __init__(self, volume: Volume, options: OpenOptions) -> None:
+        super().__init__(volume, volume.mapping, volume.header.size)
+        self.compression_unit = volume.header.cluster_size
+        self.writable = options.writable
+        self._writer: Writer | None = None
+        self._refuse_unsafe(options)
+
+    def _refuse_unsafe(self, options: OpenOptions) -> None:
+        if not options.writable or options.allow_dirty:
+            return
+        if self.header.incompatible & CORRUPT:
+            raise CorruptImage(
+                "the image is marked corrupt; it can only be read",
+                hint="repair it: wirt img check -r all",
+            )
+        if self.header.incompatible & DIRTY:
+            raise CorruptImage(
+                "the image was not closed properly, so its refcounts may be wrong",
+                hint="repair it: wirt img check -r all",
+            )
+
+    # The chain
+
+    @property
+    def backing_name(self) -> str | None:
+        return self.header.backing_name
+
+    @property
+    def backing_format(self) -> str | None:
+        return self.header.backing_format
+
+    @property
+    def data_file_name(self) -> str | None:
+        return self.header.data_file_name
+
+    @property
+    def needs_data_file(self) -> bool:
+        """True while guest data lies in a file that nobody has attached."""
+        return self.header.has_data_file and self.volume.data_storage is self.storage
+
+    def attach_data_file(self, storage: Storage) -> None:
+        self.volume.data_storage = storage
+
+    @property
+    def direct_storage(self) -> Storage:  # type: ignore[override]  # follows the data file
+        return self.volume.data_storage
+
+    def pread(self, offset: int, length: int) -> bytes:
+        self._require_data_file()
+        return super().pread(offset, length)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        self._require_data_file()
+        return super().extents(offset, length)
+
+    def _require_data_file(self) -> None:
+        if self.needs_data_file:
+            raise ImageIoError(
+                "the image's external data file is not open",
+                hint="allow it to be opened, or name it",
+            )
+
+    # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """Yield the writer for one change, under the lock."""
+        if not self.writable or self.storage.read_only:
+            raise ImageIoError("the image is open for reading only")
+        self._require_data_file()
+        with self.volume.changing():
+            if self._writer is None:
+                self._writer = self._first_write()
+            yield self._writer
+
+    def _first_write(self) -> Writer:
+        self.volume.register_metadata()
+        unknown = self.header.autoclear & ~KNOWN_AUTOCLEAR
+        if unknown:
+            self.header.autoclear &= ~unknown
+            self.volume.header_store.write_first_sector()
+        return Writer(self.volume, self._reader)
+
+    def pwrite(self, offset: int, data: Bytes) -> None:
+        length = len(memoryview(data).cast("B"))
+        self._check_range(offset, length)
+        with self.writing() as writer:
+            writer.write(offset, data)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        self._check_range(offset, length)
+        with self.writing() as writer:
+            write_zeroes(writer, offset, length, self.virtual_size, unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.write_zeroes(offset, length, unmap=True)
+
+    def flush(self) -> None:
+        if self.writable:
+            with self.volume.lock:
+                self.volume.commit()
+
+    @property
+    def can_allocate(self) -> bool:
+        return self._reader.decipher is None
+
+    def allocate(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        self._check_range(offset, length)
+        end = offset + length
+        cluster = self.header.cluster_size
+        if offset % cluster or (end % cluster and end != self.virtual_size):
+            raise OutOfBounds("a direct write must cover whole clusters", offset=offset)
+        if not self.can_allocate:
+            raise UnsupportedImage("an encrypted image cannot be written directly")
+        with self.writing() as writer:
+            yield from writer.allocate(offset, length)
+
+    def bulk_write(self) -> AbstractContextManager[None]:
+        return self.volume.bulk()
+
+    def write_compressed(self, offset: int, packed: bytes | None, plain: bytes) -> None:
+        cluster = self.header.cluster_size
+        self._check_range(offset, min(cluster, self.virtual_size - offset))
+        if offset % cluster:
+            raise OutOfBounds("a compressed write must start at a cluster", offset=offset)
+        if packed is None or len(packed) >= cluster:
+            self.pwrite(offset, plain[: self.virtual_size - offset])
+            return
+        with self.writing() as writer:
+            writer.write_packed(offset, packed)
+
+    def close(self) -> None:
+        """Write what waits, then close storage, data file and backing chain."""
+        try:
+            self.flush()
+        finally:
+            if self.volume.data_storage is not self.storage:
+                self.volume.data_storage.close()
+            super().close()

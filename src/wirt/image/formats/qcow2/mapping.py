@@ -1,0 +1,218 @@
+"""The L1 table and a cache of L2 tables: where guest bytes lie."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+from wirt.errors import CorruptImage
+from wirt.image.base import Storage
+from wirt.image.formats.qcow2.header import Header
+from wirt.image.formats.qcow2.l2 import (
+    ALL_ALLOCATED,
+    ALL_ZERO,
+    COMPRESSED,
+    COPIED,
+    NORMAL,
+    OFFSET,
+    PACKED,
+    UNALLOCATED,
+    WITH_HOST,
+    ZERO,
+    ZERO_ALLOCATED,
+    ZERO_PLAIN,
+    Run,
+    Table,
+)
+from wirt.image.formats.qcow2.words import read_table, words_from
+
+_CACHE_BYTES = 8 << 20
+_VECTOR_CLUSTERS = 1 << 15
+_WHOLE = frozenset((0, ALL_ALLOCATED, ALL_ZERO))
+
+
+def load_l1(storage: Storage, offset: int, size: int) -> Table:
+    """Read an L1 table of ``size`` entries. The caller has bounded ``size``."""
+    if not size:
+        return Table(offset, array("Q"), fresh=False)
+    return Table(offset, words_from(read_table(storage, offset, size * 8, "L1 table")), fresh=False)
+
+
+class Mapping:
+    def __init__(self, storage: Storage, header: Header, l1: Table) -> None:
+        self._storage = storage
+        self._header = header
+        self.l1 = l1
+        self.stride = 2 if header.extended_l2 else 1
+        self.per_table = 1 << header.l2_bits
+        self.shift = header.cluster_bits + header.l2_bits
+        self._tables: dict[int, Table] = {}
+        self._most = max(4, _CACHE_BYTES >> header.cluster_bits)
+
+    def l2_offset(self, index: int) -> int:
+        """Return the offset of L2 table ``index``, 0 if there is none."""
+        if index >= len(self.l1.words):
+            return 0
+        offset = self.l1.words[index] & OFFSET
+        if offset & (self._header.cluster_size - 1):
+            raise CorruptImage("an L2 table is not aligned to a cluster", offset=offset)
+        return offset
+
+    def table(self, index: int) -> Table | None:
+        """Return L2 table ``index`` of the L1, or None where none is allocated."""
+        offset = self.l2_offset(index)
+        return self.table_at(offset) if offset else None
+
+    def table_at(self, offset: int) -> Table:
+        found = self._tables.pop(offset, None)
+        if found is None:
+            raw = read_table(self._storage, offset, self._header.cluster_size, "L2 table")
+            found = Table(offset, words_from(raw), fresh=False)
+            self._make_room()
+        self._tables[offset] = found
+        return found
+
+    def add_table(self, index: int, offset: int, words: array[int]) -> Table:
+        """Hang a new L2 table into the L1; on disk it is linked by the commit."""
+        self._make_room()
+        table = self._tables[offset] = Table(offset, words, fresh=True)
+        self.l1.words[index] = offset | COPIED
+        self.l1.touch(index, index + 1)
+        return table
+
+    def _make_room(self) -> None:
+        if len(self._tables) < self._most:
+            return
+        clean = [offset for offset, table in self._tables.items() if not table.dirty]
+        for offset in clean[: max(1, len(clean) // 2)]:
+            del self._tables[offset]
+
+    def dirty_tables(self) -> list[Table]:
+        return [table for table in list(self._tables.values()) if table.dirty]
+
+    def settle(self) -> None:
+        """All tables are on disk and linked."""
+        for table in self._tables.values():
+            table.fresh = False
+
+    def forget(self, l1: Table) -> None:
+        """Start over with another L1 table."""
+        self.l1 = l1
+        self._tables.clear()
+
+    def crowded(self, most_bytes: int) -> bool:
+        """True when the tables in memory exceed ``most_bytes``."""
+        return len(self._tables) << self._header.cluster_bits > most_bytes
+
+    # Reading
+
+    def runs(self, offset: int, length: int) -> Iterator[Run]:
+        """Yield the states of a range, merged where state and place continue."""
+        end = offset + length
+        vector = length >> self._header.cluster_bits >= _VECTOR_CLUSTERS
+        pending: Run | None = None
+        while offset < end:
+            index = offset >> self.shift
+            stop = min(end, (index + 1) << self.shift)
+            for run in self._table_runs(index, offset, stop, vector=vector):
+                if pending is not None and _continues(pending, run):
+                    pending = pending._replace(length=pending.length + run.length)
+                    continue
+                if pending is not None:
+                    yield pending
+                pending = run
+            offset = stop
+        if pending is not None:
+            yield pending
+
+    def _table_runs(self, index: int, start: int, stop: int, *, vector: bool) -> Iterator[Run]:
+        table = self.table(index)
+        if table is None:
+            return iter((Run(start, stop - start, UNALLOCATED, 0),))
+        if self.stride == 2:
+            return self._subcluster_runs(table, start, stop)
+        if vector:
+            from wirt.image.formats.qcow2.vector import table_runs
+
+            return table_runs(table.words, self._header, start, stop)
+        return self._cluster_runs(table, start, stop)
+
+    def _cluster_runs(self, table: Table, start: int, stop: int) -> Iterator[Run]:
+        header = self._header
+        size, bits = header.cluster_size, header.cluster_bits
+        version2, data_file = header.version == 2, header.has_data_file
+        words = table.words
+        offset = start
+        while offset < stop:
+            entry = words[offset >> bits & self.per_table - 1]
+            inside = offset & size - 1
+            length = min(size - inside, stop - offset)
+            if entry == 0:
+                kind, host = UNALLOCATED, 0
+            elif entry & COMPRESSED:
+                kind, host = PACKED, entry
+            else:
+                kind, host = classify(entry, version2=version2, data_file=data_file)
+                if host & size - 1:
+                    raise CorruptImage("a cluster is not aligned", offset=host)
+                host += inside if kind in WITH_HOST else 0
+            yield Run(offset, length, kind, host)
+            offset += length
+
+    def _subcluster_runs(self, table: Table, start: int, stop: int) -> Iterator[Run]:
+        header = self._header
+        size, bits, small = header.cluster_size, header.cluster_bits, header.subcluster_size
+        offset = start
+        while offset < stop:
+            slot = (offset >> bits & self.per_table - 1) * 2
+            entry, bitmap = table.words[slot], table.words[slot + 1]
+            inside = offset & size - 1
+            if entry & COMPRESSED:
+                length = min(size - inside, stop - offset)
+                yield Run(offset, length, PACKED, entry)
+                offset += length
+                continue
+            host = self._host(entry)
+            if not inside and stop - offset >= size and bitmap in _WHOLE:
+                length = size
+            else:
+                length = min(small - inside % small, stop - offset)
+            kind = subcluster_kind(bitmap, inside // small, self._has_host(entry))
+            yield Run(offset, length, kind, host + inside if kind in WITH_HOST else 0)
+            offset += length
+
+    def _host(self, entry: int) -> int:
+        host = entry & OFFSET
+        if host & self._header.cluster_size - 1:
+            raise CorruptImage("a cluster is not aligned", offset=host)
+        return host
+
+    def _has_host(self, entry: int) -> bool:
+        return bool(entry & OFFSET) or (self._header.has_data_file and bool(entry & COPIED))
+
+
+def classify(entry: int, *, version2: bool, data_file: bool) -> tuple[int, int]:
+    """Return (kind, host offset) of an uncompressed standard L2 entry."""
+    host = entry & OFFSET
+    has_host = host != 0 or (data_file and bool(entry & COPIED))
+    if entry & ZERO:
+        if version2:
+            raise CorruptImage("a zero cluster in a version 2 image", offset=host)
+        return (ZERO_ALLOCATED, host) if has_host else (ZERO_PLAIN, 0)
+    return (NORMAL, host) if has_host else (UNALLOCATED, 0)
+
+
+def subcluster_kind(bitmap: int, index: int, has_host: bool) -> int:
+    """Return the state of subcluster ``index`` of an extended L2 entry."""
+    allocated, zero = bitmap >> index & 1, bitmap >> (index + 32) & 1
+    if allocated and (zero or not has_host):
+        raise CorruptImage("a subcluster's bits contradict each other")
+    if zero:
+        return ZERO_ALLOCATED if has_host else ZERO_PLAIN
+    return NORMAL if allocated else UNALLOCATED
+
+
+def _continues(first: Run, second: Run) -> bool:
+    if first.kind != second.kind or first.kind == PACKED:
+        return False
+    return first.kind not in WITH_HOST or first.host + first.length == second.host

@@ -1,0 +1,100 @@
+"""Reading guest bytes: through this image's clusters, else its backing image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wirt.errors import CorruptImage, OutOfBounds
+from wirt.image.base import Image
+from wirt.image.formats.qcow2.compressed import packed_extent, unpack
+from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
+from wirt.image.formats.qcow2.mapping import Mapping
+from wirt.image.formats.qcow2.volume import Volume
+
+Cipher = Callable[[int, int, bytes], bytes]
+"""(guest offset, host offset, sectors) → sectors, enciphered or deciphered."""
+
+
+class Reader:
+    """Reads one mapping (the active one or a snapshot's)."""
+
+    def __init__(self, volume: Volume, mapping: Mapping, image: Image) -> None:
+        self._volume = volume
+        self._mapping = mapping
+        self._image = image
+        self.decipher: Cipher | None = None
+        self._expanded = 0
+        self._high_water = 0
+        budget = volume.options.budget
+        self._most_expanded = max(budget.expansion_floor, budget.expansion * volume.storage.size())
+
+    @property
+    def backing(self) -> Image | None:
+        return self._image.backing
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` guest bytes; the caller has checked the bounds."""
+        with self._volume.lock:
+            runs = list(self._mapping.runs(offset, length))
+        if len(runs) == 1:
+            return self._read_run(runs[0])
+        return b"".join(map(self._read_run, runs))
+
+    def read_padded(self, offset: int, length: int) -> bytes:
+        """Like ``read``, with zeros past the end of the disk."""
+        inside = max(0, min(length, self._image.virtual_size - offset))
+        data = self.read(offset, inside) if inside else b""
+        return data if inside == length else data + bytes(length - inside)
+
+    def _read_run(self, run: Run) -> bytes:
+        if run.kind == NORMAL:
+            return self._read_host(run)
+        if run.kind == PACKED:
+            return self._read_packed(run)
+        if run.kind == UNALLOCATED and self.backing is not None:
+            return self._read_backing(run.offset, run.length)
+        return bytes(run.length)
+
+    def _read_host(self, run: Run) -> bytes:
+        storage = self._volume.data_storage
+        if self.decipher is None:
+            data = storage.pread(run.host, run.length)
+            return data if len(data) == run.length else data + bytes(run.length - len(data))
+        before = run.offset & 511
+        span = before + run.length
+        span += -span & 511
+        data = storage.pread(run.host - before, span).ljust(span, b"\0")
+        plain = self.decipher(run.offset - before, run.host - before, data)
+        return plain[before : before + run.length]
+
+    def _read_packed(self, run: Run) -> bytes:
+        header = self._volume.header
+        size = header.cluster_size
+        self._count_expanded(run.offset & ~(size - 1), size)
+        self._volume.drain()
+        offset, length = packed_extent(run.host, header.cluster_bits)
+        packed = self._volume.storage.pread(offset, length)
+        if not packed:
+            raise CorruptImage("a compressed cluster lies beyond the file", offset=offset)
+        inside = run.offset & size - 1
+        return unpack(header.compression, packed, size)[inside : inside + run.length]
+
+    def _count_expanded(self, offset: int, size: int) -> None:
+        """Reading on through the disk costs budget; reading a place again does not."""
+        if offset < self._high_water:
+            return
+        self._high_water = offset + size
+        self._expanded += size
+        if self._expanded > self._most_expanded:
+            raise OutOfBounds(
+                "compressed data beyond the expansion budget",
+                hint="raise the budget if the image is to be trusted",
+            )
+
+    def _read_backing(self, offset: int, length: int) -> bytes:
+        backing = self.backing
+        if backing is None:
+            return bytes(length)
+        inside = max(0, min(length, backing.virtual_size - offset))
+        data = backing.pread(offset, inside) if inside else b""
+        return data if inside == length else data + bytes(length - inside)

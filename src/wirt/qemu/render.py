@@ -1,0 +1,59 @@
+"""Arguments as the words of a command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from wirt.errors import SpecError
+from wirt.qapi.value import Argument, QapiObject, QapiValue
+
+
+def argv(binary: str, arguments: Iterable[Argument]) -> list[str]:
+    """Return the command line, ``binary`` first. Raises SpecError for a NUL in a value."""
+    words = [binary]
+    for argument in arguments:
+        words.append(argument.option)
+        if argument.value is not None:
+            words.append(_word(argument))
+    for word in words:
+        if "\x00" in word:
+            raise SpecError("a NUL character cannot be on a command line")
+    return words
+
+
+def _word(argument: Argument) -> str:
+    value = argument.value
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode() if argument.json else key_values(value)
+    return value or ""
+
+
+def key_values(value: QapiObject) -> str:
+    """Return ``a=1,b=on,c.d=x``; commas in values are doubled, as QemuOpts reads them."""
+    return ",".join(f"{key}={item}" for key, item in _flat(value, ""))
+
+
+def _flat(value: QapiObject, prefix: str) -> Iterable[tuple[str, str]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _scalar(item)
+
+
+def _scalar(value: QapiValue) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value).replace(",", ",,")
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Return the line as a shell reads it, one option on a line."""
+    out = shlex.quote(words[0])
+    for word in words[1:]:
+        separator = " \\\n    " if word.startswith("-") and len(word) > 1 else " "
+        out += separator + shlex.quote(word)
+    return out

@@ -1,0 +1,64 @@
+"""Writing, with a bytearray as the model and qemu-img as the judge."""
+
+import random
+
+import pytest
+
+from tests.image.qcow2.support import assert_disk, create, open_image, qemu_img
+
+pytestmark = pytest.mark.needs_qemu_img
+
+SIZE = 3 * (1 << 20) + 512 * 5
+FEATURES = {
+    "v2": {"compat": "0.10"},
+    "v3": {},
+    "512": {"cluster_size": "512"},
+    "4k": {"cluster_size": "4096"},
+    "2M": {"cluster_size": "2M"},
+    "extended": {"extended_l2": "on", "cluster_size": "16384"},
+    "refcount1": {"refcount_bits": "1", "cluster_size": "512"},
+    "refcount64": {"refcount_bits": "64", "cluster_size": "512"},
+    "data file": {"data_file": "d.raw"},
+    "raw data file": {"data_file": "d.raw", "data_file_raw": "on"},
+    "lazy": {"lazy_refcounts": "on"},
+}
+
+
+@pytest.mark.parametrize("backed", [False, True], ids=["alone", "backed"])
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
+def test_random_writes_read_back_and_check_clean(tmp_path, features, backed):
+    path, model = tmp_path / "a.qcow2", bytearray(SIZE)
+    options = dict(features)
+    rng = random.Random(str(features) + str(backed))
+    if backed:
+        if "data_file_raw" in options:
+            pytest.skip("a raw data file has no backing image")
+        base = rng.randbytes(SIZE - 70000)
+        (tmp_path / "base.raw").write_bytes(base)
+        model[: len(base)] = base
+        options |= {"backing_file": "base.raw", "backing_fmt": "raw"}
+    create(path, SIZE, **options)
+    with open_image(path, writable=True) as image:
+        for _ in range(60):
+            offset = rng.randrange(SIZE)
+            length = min(SIZE - offset, rng.choice([1, 512, 4096, 70000, 300000]))
+            action = rng.randrange(4)
+            if action < 2:
+                data = rng.randbytes(length)
+                image.pwrite(offset, data)
+                model[offset : offset + length] = data
+            elif action == 2:
+                image.write_zeroes(offset, length, unmap=rng.random() < 0.5)
+                model[offset : offset + length] = bytes(length)
+            else:
+                image.flush()
+            assert image.pread(0, SIZE) == model
+    assert_disk(path, model, tmp_path)
+    if "data_file_raw" in features:
+        assert (tmp_path / "d.raw").read_bytes() == model
+
+
+def test_our_empty_image_equals_qemus_for_qemu(tmp_path):
+    create(tmp_path / "a.qcow2", 1 << 30)
+    qemu_img("check", tmp_path / "a.qcow2")
+    assert "1 GiB" in qemu_img("info", tmp_path / "a.qcow2")
