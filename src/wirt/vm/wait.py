@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
-from wirt.errors import CommandRefused, ProtocolError, Timeout, WrongState
+from wirt.errors import GuestError, ProtocolError, Timeout, WrongState
 from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
 from wirt.vm import logs, state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.execute import way_in
 from wirt.vm.session import guest_session
 
 _POLL_SECONDS = 0.1
@@ -50,17 +51,18 @@ def _answer(paths: VmPaths) -> str:
     try:
         with state.connect(paths, found.record) as qmp:
             ports = open_ports(qmp)
-        if ports.intersection(HELPERS):
+        if not ports.intersection({AGENT, *HELPERS}):
+            return ""
+        way = way_in(paths)
+        if way == "helper":
             with guest_session(paths, timeout=_ANSWER_SECONDS) as session:
-                session.ping()
-            return "helper"
-        if AGENT in ports:
+                session.info()
+        else:
             with AgentClient.connect(paths.socket(AGENT), timeout=_ANSWER_SECONDS) as agent:
                 agent.ping()
-            return "agent"
-    except (ProtocolError, Timeout, CommandRefused):
+    except (ProtocolError, Timeout, GuestError):
         return ""
-    return ""
+    return way
 
 
 def wait_for_stop(context: Context, name: str, *, timeout: float) -> None:
