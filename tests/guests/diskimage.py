@@ -47,7 +47,10 @@ FSTYPE=ext4
 END
 printf '%s\\n' virtio_pci virtio_blk virtio_scsi ahci ata_piix sd_mod ext4 crc32c_generic \\
     >>/etc/initramfs-tools/modules
-update-initramfs -c -k all
+version=$(basename /lib/modules/*)
+update-initramfs -c -k "$version"
+ln -sf "boot/vmlinuz-$version" /vmlinuz
+ln -sf "boot/initrd.img-$version" /initrd.img
 echo 'LABEL=testroot / ext4 defaults 0 1' >/etc/fstab
 echo stand-in >/etc/hostname
 printf '[Match]\\nType=ether\\n[Network]\\nDHCP=yes\\n' >/etc/systemd/network/80-dhcp.network
