@@ -34,7 +34,7 @@ ROOT_LABEL = "testroot"
 GRUB = Path("/usr/lib/grub")
 PACKAGES = ("linux-image-amd64", "initramfs-tools", "systemd-sysv", "udev", "dbus", "zstd",
             "qemu-guest-agent", "openssh-server", "iproute2", "libpam-systemd", "sudo")  # fmt: skip
-CLOUD_PACKAGES = ("cloud-init", "cloud-guest-utils", "netplan.io")
+CLOUD_PACKAGES = ("cloud-init", "cloud-guest-utils", "netplan.io", "locales")
 # Small, so that it unpacks quickly under TCG: the drivers of QEMU's disks and nothing else.
 SETUP = """set -eu
 cat >/etc/initramfs-tools/initramfs.conf <<END
@@ -55,6 +55,7 @@ echo 'LABEL=testroot / ext4 defaults 0 1' >/etc/fstab
 echo stand-in >/etc/hostname
 printf '[Match]\\nType=ether\\n[Network]\\nDHCP=yes\\n' >/etc/systemd/network/80-dhcp.network
 systemctl --quiet enable systemd-networkd.service
+[ ! -d /etc/cloud ] || echo 'locale: C.UTF-8' >/etc/cloud/cloud.cfg.d/99-test.cfg
 systemctl --quiet mask systemd-networkd-wait-online.service
 : >/etc/machine-id
 """
