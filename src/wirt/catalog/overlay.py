@@ -105,6 +105,7 @@ def build_overlay(recipe: Recipe, host_keys: dict[str, bytes]) -> bytes:
             archive.link(f"etc/systemd/system/{target}/{unit}", f"{home}/{unit}")
     archive.add("etc/hostname", f"{recipe.hostname}\n".encode())
     archive.add("etc/hosts", _hosts(recipe.hostname))
+    archive.add("etc/default/locale", b"LANG=C.UTF-8\n")
     archive.add("etc/fstab", b"# The root file system is mounted before systemd starts.\n")
     if recipe.autologin:
         archive.add("etc/systemd/system/serial-getty@ttyS0.service.d/wirt.conf",
