@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wirt.catalog.sources import archive, host_sources
+from wirt.catalog.sources import archive, host_sources, proxies
 
 DEB822 = """\
 # A comment
@@ -76,3 +76,14 @@ def test_odd_configuration_is_no_source(apt, text):
     (apt / "sources.list").write_text(text)
     (apt / "sources.list.d/x.sources").write_text(text)
     assert list(host_sources(apt)) == []
+
+
+@pytest.mark.needs_tool("apt-config")
+def test_the_proxy_of_the_hosts_apt_is_used(tmp_path, monkeypatch):
+    config = tmp_path / "apt.conf"
+    config.write_text(
+        'Acquire::http::Proxy "http://proxy.example:3128/";\n'
+        'Acquire::http::Proxy::own.example "DIRECT";\nAcquire::https::Proxy "DIRECT";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(config))
+    assert proxies() == {"http_proxy": "http://proxy.example:3128/"}
