@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,28 @@ from wirt.catalog.build import build_image
 from wirt.catalog.catalog import Catalog
 from wirt.catalog.recipe import Recipe
 from wirt.errors import MissingDependency
+from wirt.host.process import find_program
+
+_PROGRAMS = {"needs_qemu": "qemu-system-x86_64", "needs_qemu_img": "qemu-img"}
+
+
+def pytest_runtest_setup(item):
+    """Skip what this host has no tool for; where CI=true, let it fail instead."""
+    wanted = [mark.args[0] for mark in item.iter_markers("needs_tool")]
+    wanted += [program for name, program in _PROGRAMS.items() if item.get_closest_marker(name)]
+    for program in wanted:
+        try:
+            find_program(program)
+        except MissingDependency as error:
+            _absent(f"{error.message} ({error.hint})")
+    if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def _absent(reason):
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _cache():
@@ -22,9 +47,7 @@ def _built(recipe):
     try:
         return build_image(Catalog(_cache() / "images"), recipe)
     except MissingDependency as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"{error.message} ({error.hint})")
+        return _absent(f"{error.message} ({error.hint})")
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +60,44 @@ def guest_image():
 def guest_image_13():
     """The built Debian 13 guest."""
     return _built(Recipe(distribution="debian:13"))
+
+
+@pytest.fixture(scope="session")
+def guests():
+    """Make the modules of tests/guests importable by name: ``diskimage``, ``emulator``."""
+    directory = Path(__file__).parent / "guests"
+    for name in ("diskimage", "emulator"):
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, directory / f"{name}.py")
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+    return sys.modules
+
+
+def _disk(guests, firmware, **options):
+    """Return a disk that boots by itself, made by the first process that asks for it."""
+    module = guests["diskimage"]
+    version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:12]
+    path = _cache() / f"disk-{firmware}-{version}.raw"
+    try:
+        with Catalog(_cache()).making(f"disk-{firmware}", lambda: None):
+            if not path.exists():
+                for old in _cache().glob(f"disk-{firmware}-*"):
+                    old.unlink()
+                module.make_disk_image(path, firmware, **options)
+                path.chmod(0o444)
+    except MissingDependency as error:
+        return _absent(f"{error.message} ({error.hint})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def uefi_disk(guests):
+    """A raw Debian disk that boots by UEFI (GRUB on its ESP); never to be written to."""
+    return _disk(guests, "uefi")
+
+
+@pytest.fixture(scope="session")
+def bios_disk(guests):
+    """A raw Debian disk that boots by BIOS and has cloud-init; never to be written to."""
+    return _disk(guests, "bios", cloud_init=True)

@@ -32,13 +32,14 @@ def run(
     process = spawn(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, new_session=True
     )
-    try:
-        with process:
+    with process:
+        try:
             for text in _lines(process):
                 kept.append(text)
                 line(text)
-    finally:
-        _end(process.pid)
+            process.wait()
+        finally:
+            _end(process.pid)
     if process.returncode != 0:
         raise failure(what, process.returncode, kept)
     return list(kept)

@@ -34,6 +34,7 @@ MASKED = (
     "systemd-journald-audit.socket",
     "systemd-modules-load.service",
     "systemd-network-generator.service",
+    "systemd-networkd-persistent-storage.service",
     "systemd-networkd-wait-online.service",
     "systemd-pcrmachine.service",
     "systemd-pcrphase.service",
@@ -49,6 +50,7 @@ _NO_GENERATORS = (
     "systemd-gpt-auto-generator",
     "systemd-hibernate-resume-generator",
     "systemd-integritysetup-generator",
+    "systemd-ssh-generator",
     "systemd-system-update-generator",
     "systemd-tpm2-generator",
     "systemd-veritysetup-generator",
@@ -103,6 +105,7 @@ def build_overlay(recipe: Recipe, host_keys: dict[str, bytes]) -> bytes:
             archive.link(f"etc/systemd/system/{target}/{unit}", f"{home}/{unit}")
     archive.add("etc/hostname", f"{recipe.hostname}\n".encode())
     archive.add("etc/hosts", _hosts(recipe.hostname))
+    archive.add("etc/default/locale", b"LANG=C.UTF-8\n")
     archive.add("etc/fstab", b"# The root file system is mounted before systemd starts.\n")
     if recipe.autologin:
         archive.add("etc/systemd/system/serial-getty@ttyS0.service.d/wirt.conf",
@@ -137,6 +140,8 @@ def setup_script(recipe: Recipe) -> str:
         ]
     if has_helper():
         lines.append("systemctl --quiet enable wirt-guest.service")
+    # Or systemd takes a fresh guest for an updated one, and rebuilds caches at its first boot.
+    lines.append("touch --date='now + 5 seconds' /etc/.updated /var/.updated")
     # An empty machine-id is filled at the first boot, so that no two machines share one.
     lines += [
         ": >/etc/machine-id",

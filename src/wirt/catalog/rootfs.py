@@ -10,7 +10,7 @@ from pathlib import Path
 from wirt.catalog import child
 from wirt.catalog.namespace import enter_command
 from wirt.catalog.recipe import Recipe, suite
-from wirt.catalog.sources import Archive, archive
+from wirt.catalog.sources import Archive, archive, proxies
 from wirt.errors import HostError, MissingDependency
 from wirt.host.process import find_program
 
@@ -100,6 +100,7 @@ def _command(recipe: Recipe, tree: Path, chosen: Archive) -> list[str]:
 
 def _environment(overlay: Path, setup: Path) -> dict[str, str]:
     return {
+        **proxies(),
         "WIRT_OVERLAY": os.fspath(overlay),
         "WIRT_SETUP": os.fspath(setup),
         "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",

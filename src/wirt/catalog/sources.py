@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from wirt.errors import MissingDependency
+from wirt.host.process import run
+
 _OPTIONS_END = "]"
 
 
@@ -78,6 +81,24 @@ def host_sources(apt: Path) -> Iterator[Source]:
     for path in sorted((apt / "sources.list.d").glob("*.sources")):
         for stanza in _stanzas(_read(path)):
             yield from _deb822(stanza)
+
+
+def proxies() -> dict[str, str]:
+    """Return the proxies of the host's apt as environment variables.
+
+    As variables they reach the build's apt, but not the configuration inside the guest.
+    """
+    try:
+        dump = run(["apt-config", "dump", "--no-empty", "--format=%f %v%n"], check=False).stdout
+    except MissingDependency:
+        return {}
+    found = {}
+    for line in dump.decode(errors="replace").splitlines():
+        key, _, value = line.partition(" ")
+        scheme = {"acquire::http::proxy": "http", "acquire::https::proxy": "https"}.get(key.lower())
+        if scheme and "://" in value:
+            found[f"{scheme}_proxy"] = value
+    return found
 
 
 def _read(path: Path) -> str:
