@@ -12,7 +12,7 @@ from pathlib import Path
 from wirt.catalog.catalog import Catalog, Draft, remove_tree
 from wirt.catalog.disk import make_disk
 from wirt.catalog.hostkeys import make_host_keys
-from wirt.catalog.image import GuestImage, Kind, StoredImage
+from wirt.catalog.image import GuestImage, Kind, StoredImage, check_name
 from wirt.catalog.initrd import build_initrd
 from wirt.catalog.kernel import bootable, find_kernel
 from wirt.catalog.overlay import build_overlay, has_helper, setup_script
@@ -45,16 +45,18 @@ def build_image(
     MissingDependency, HostError and NoSpace; nothing is left behind then.
     """
     recipe.check()
+    name = name.lower() or recipe.name
+    check_name(name)
     fingerprint = recipe.fingerprint()
     asked = time.time()
     with catalog.making(fingerprint, lambda: step("waiting for another build of this image")):
         catalog.sweep()
-        made = catalog.find_made(fingerprint)
+        made = catalog.find_made(fingerprint, name)
         if made and (not rebuild or made.record.created >= asked):
             return made
         _require_space(catalog.root)
         with catalog.draft() as draft:
-            return _build(catalog, draft, recipe, name or recipe.name, fingerprint, step)
+            return _build(catalog, draft, recipe, name, fingerprint, step)
 
 
 def _build(

@@ -6,6 +6,7 @@
     ├── ID/                 0711 one image; ID is the first 16 digits of its id
     │   ├── image.json      0444 the record, see wirt.catalog.image
     │   └── …               0444 disk, kernel, initrd
+    ├── .part-KEY[.json]    an unfinished download; garbage after a week
     ├── .making-KEY         lock of whoever makes the image with that fingerprint
     ├── .new-XXXXXXXX/      an image being made; garbage once its ``lock`` is free
     └── .old-XXXXXXXX/      an image being removed; garbage at once
@@ -18,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ from wirt.store.atomic import host_error, sync_directory, write_file
 RECORD = "image.json"
 _LOCK = "lock"
 _ID_DIGITS = 16
+_PART_LIFE = 7 * 86400.0
 
 
 class Draft:
@@ -79,9 +82,14 @@ class Catalog:
                 return by_id[0]
         raise self._not_found(name, [image.record.name for image in images])
 
-    def find_made(self, fingerprint: str) -> StoredImage | None:
-        """Return the newest image with that fingerprint, if there is one."""
-        made = [image for image in self.images() if image.record.fingerprint == fingerprint]
+    def find_made(self, fingerprint: str, name: str) -> StoredImage | None:
+        """Return the newest image with that fingerprint and name, if there is one."""
+        wanted = (fingerprint, name)
+        made = [
+            image
+            for image in self.images()
+            if (image.record.fingerprint, image.record.name) == wanted
+        ]
         return max(made, key=lambda image: image.record.created, default=None)
 
     def remove(self, name: str, *, in_use: Callable[[StoredImage], list[str]]) -> StoredImage:
@@ -164,13 +172,8 @@ class Catalog:
         """Remove what killed commands left; return the names of what was removed."""
         removed = []
         for path in sorted(self.root.glob(".*")) if self.root.is_dir() else []:
-            if path.name.startswith(".old-") or (
-                path.name.startswith(".new-") and _is_free(path / _LOCK)
-            ):
+            if _is_garbage(path):
                 remove_tree(path)
-                removed.append(path.name)
-            elif path.name.startswith(".making-") and _is_free(path):
-                path.unlink(missing_ok=True)
                 removed.append(path.name)
         return removed
 
@@ -286,10 +289,17 @@ def _same_file(path: Path, fd: int) -> bool:
         return False
 
 
+def _is_garbage(path: Path) -> bool:
+    kind = path.name[1:].partition("-")[0]
+    if kind == "new":
+        return _is_free(path / _LOCK)
+    if kind == "making":
+        return _is_free(path)
+    return kind == "old" or (kind == "part" and _age(path, time.time()) > _PART_LIFE)
+
+
 def _is_free(lock: Path) -> bool:
     """Whether nobody holds ``lock``; a draft that has none yet is given a moment's benefit."""
-    import time
-
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
-from wirt.errors import CorruptImage
+from wirt.errors import CorruptImage, UsageError
 
 RECORD_VERSION = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+:-]{0,79}")
 
 
 class Kind(StrEnum):
@@ -93,3 +95,13 @@ class StoredImage(msgspec.Struct, frozen=True):
     @property
     def initrd(self) -> Path | None:
         return self.directory / self.record.initrd if self.record.initrd else None
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless ``name`` can be an image's: ``debian:12``, ``my-image_2.0``."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:60]!r} cannot be the name of an image",
+            hint="lower-case letters, digits and . _ + : - , at most 80, starting with a letter "
+            "or digit",
+        )

@@ -76,7 +76,9 @@ def _verb(verb: str, words: list[str]) -> int:
     module = import_module(f"wirt.cli.commands.{verb.replace('-', '_')}")
     parser = make_parser(verb, verbs()[verb])
     module.configure(parser)
+    words, command = _split(words)
     args = parser.parse_args(words)
+    args.command = [*getattr(args, "command", []), *command]
     if args.quiet:
         os.environ["WIRT_QUIET"] = "1"
     code: int = module.run(args)
@@ -84,9 +86,18 @@ def _verb(verb: str, words: list[str]) -> int:
     return code
 
 
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands behind ``--`` is a command for the guest, with options of its own."""
+    if "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
 def _report(error: WirtError, words: list[str]) -> int:
     from wirt.cli.output import print_error
 
+    words, _ = _split(words)
     if "--debug" in words:
         import traceback
 

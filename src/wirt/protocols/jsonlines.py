@@ -5,7 +5,6 @@ No I/O here. Whatever bytes are fed, the outcome is lines, values or ProtocolErr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -27,8 +26,9 @@ class LineBuffer:
         self.max_line = max_line
         self._pending = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the lines that ``data`` completes, without their end; skip empty ones."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that ``data`` completes, without their end; skip empty ones."""
+        lines = []
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             self._append(data[start:end])
@@ -36,8 +36,9 @@ class LineBuffer:
             line = bytes(self._pending)
             self._pending = bytearray()
             if line and not line.isspace():
-                yield line
+                lines.append(line)
         self._append(data[start:])
+        return lines
 
     def __len__(self) -> int:
         return len(self._pending)

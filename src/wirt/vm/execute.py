@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wirt.errors import GuestError, UsageError
+from wirt.errors import Busy, GuestError, ProtocolError, Timeout, UsageError
 from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
@@ -19,6 +19,7 @@ from wirt.vm.session import guest_session
 Sink = Callable[[bytes], None]
 
 CONNECT_SECONDS = 60.0
+_GREETING_SECONDS = 5.0
 
 
 def _drop(_data: bytes) -> None:
@@ -59,13 +60,16 @@ def execute(context: Context, name: str, order: Order) -> int:
 
 
 def way_in(paths: VmPaths, *, patience: float = 3.0) -> str:
-    """Return ``helper`` or ``agent``. Raises WrongState, GuestError."""
+    """Return ``helper`` or ``agent``. Raises WrongState, GuestError.
+
+    The helper closes its ports while nobody talks to it, so it is greeted to be found.
+    """
     deadline = time.monotonic() + patience
     while True:
         found = state.require_running(paths)
         with state.connect(paths, found.record) as qmp:
             ports = open_ports(qmp)
-        if ports.intersection(HELPERS):
+        if ports.intersection(HELPERS) or (AGENT in ports and _helper_answers(paths)):
             return "helper"
         if AGENT in ports:
             return "agent"
@@ -77,13 +81,23 @@ def way_in(paths: VmPaths, *, patience: float = 3.0) -> str:
         time.sleep(0.1)
 
 
+def _helper_answers(paths: VmPaths) -> bool:
+    try:
+        with guest_session(paths, timeout=_GREETING_SECONDS):
+            return True
+    except Busy:
+        return True  # all its ports are in use: so it is there
+    except (Timeout, ProtocolError):
+        return False
+
+
 def _by_helper(paths: VmPaths, order: Order) -> int:
     with guest_session(paths, timeout=CONNECT_SECONDS) as session:
         return session.exec(
             list(order.argv),
             env=dict(order.env),
-            cwd=order.cwd,
-            user=order.user,
+            cwd=order.cwd or None,
+            user=order.user or None,
             stdin=order.stdin,
             stdout=order.stdout,
             stderr=order.stderr,

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import socket
+import subprocess
 import sys
 
 from wirt.errors import HostError
@@ -61,8 +62,11 @@ def start_keeper(
         script = os.path.join(os.path.dirname(__file__), "keeper.py")
         spawn(
             [sys.executable, "-I", "-S", script, str(settings_fd)],
+            stdout=subprocess.DEVNULL,  # a reader of ours must not wait for the keeper's end
+            stderr=subprocess.DEVNULL,
             pass_fds=inherited,
             new_session=True,
+            cwd="/",
         )
         os.close(ready_write)
         ready_write = -1

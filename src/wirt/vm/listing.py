@@ -9,6 +9,7 @@ import msgspec
 from wirt.errors import WirtError
 from wirt.store.layout import VmPaths
 from wirt.store.machines import machine_names
+from wirt.store.record import read_record
 from wirt.vm import state
 from wirt.vm.context import Context
 
@@ -66,3 +67,17 @@ def _row(paths: VmPaths, *, ask: bool) -> Row:
         autostart=summary.autostart,
         note=found.note,
     )
+
+
+def machines_on(context: Context, image_id: str) -> list[str]:
+    """Return the machines whose disks are overlays of a guest image."""
+    found = []
+    for name in machine_names(context.home):
+        try:
+            record = read_record(context.home.vm(name).record)
+        except WirtError:
+            found.append(name)  # damaged: it may stand on any image
+            continue
+        if record.image_id == image_id:
+            found.append(name)
+    return found

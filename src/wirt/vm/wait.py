@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from wirt.errors import CommandRefused, ProtocolError, Timeout, WrongState
+from wirt.errors import GuestError, ProtocolError, Timeout, WrongState
 from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
 from wirt.vm import logs, state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.execute import way_in
 from wirt.vm.session import guest_session
 
 _POLL_SECONDS = 0.1
@@ -27,6 +29,8 @@ def wait_for_guest(context: Context, name: str, *, timeout: float) -> str:
     while True:
         answer = _answer(paths)
         if answer:
+            if answer == "helper":
+                _await_boot(paths, deadline)
             return answer
         if time.monotonic() > deadline:
             raise Timeout(
@@ -50,17 +54,33 @@ def _answer(paths: VmPaths) -> str:
     try:
         with state.connect(paths, found.record) as qmp:
             ports = open_ports(qmp)
-        if ports.intersection(HELPERS):
+        if not ports.intersection({AGENT, *HELPERS}):
+            return ""
+        way = way_in(paths)
+        if way == "helper":
             with guest_session(paths, timeout=_ANSWER_SECONDS) as session:
                 session.info()
-            return "helper"
-        if AGENT in ports:
+        else:
             with AgentClient.connect(paths.socket(AGENT), timeout=_ANSWER_SECONDS) as agent:
                 agent.ping()
-            return "agent"
-    except (ProtocolError, Timeout, CommandRefused):
+    except (ProtocolError, Timeout, GuestError):
         return ""
-    return ""
+    return way
+
+
+_BOOTED = "if command -v systemctl >/dev/null; then systemctl is-system-running --wait; fi"
+
+
+def _await_boot(paths: VmPaths, deadline: float) -> None:
+    """The helper is there early; a user wants the services of the guest as well.
+
+    What the guest then says of itself (``running``, ``degraded``) is its own affair.
+    """
+    with (
+        contextlib.suppress(ProtocolError, GuestError, Timeout),
+        guest_session(paths, timeout=_ANSWER_SECONDS) as session,
+    ):
+        session.exec(["sh", "-c", _BOOTED], timeout=max(1.0, deadline - time.monotonic()))
 
 
 def wait_for_stop(context: Context, name: str, *, timeout: float) -> None:

@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--no-stdin", action="store_true", help="do not read standard input")
     parser.add_argument("--timeout", metavar="TIME", help="kill the command after this")
     add_machine(parser)
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
+    parser.add_argument("command", metavar="-- COMMAND", nargs="*", help="what to run")
     example(
         parser,
         "wirt exec web -- uname -a",
@@ -34,9 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a command in a guest; its streams and exit code are this command's."""
-    argv = args.command[1:] if args.command[:1] == ["--"] else args.command
     order = Order(
-        argv=argv,
+        argv=args.command,
         env=dict(_pair(text) for text in args.env),
         cwd=args.workdir,
         user=args.user,

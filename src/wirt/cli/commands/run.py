@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
     parser.add_argument("image", metavar="IMAGE", help="debian:12, a disk image file, or FILE.iso")
     parser.add_argument(
-        "command", metavar="-- COMMAND", nargs=argparse.REMAINDER,
+        "command", metavar="-- COMMAND", nargs="*",
         help="run this in a fresh machine, then remove the machine",
     )  # fmt: skip
     example(
@@ -43,10 +43,9 @@ def run(args: argparse.Namespace) -> int:
     """Make, start and await a machine; or run one command in one that is removed again."""
     context = Context(say=say)
     timeout = parse_duration(args.timeout)
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
     source = resolve_or_build(context, args.image, image_format=args.format)
     wish = wish_of(args)
-    if not command:
+    if not args.command:
         name = args.name or _name_from(args.image)
         waits = not args.no_wait and not isinstance(source, CdFile)
         bring_up(context, name, source, wish, timeout=timeout if waits else None)
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             hint=f"wirt run {args.image} --name {args.name}, then wirt exec {args.name} -- …",
         )
     order = Order(
-        argv=command,
+        argv=args.command,
         stdin=stdin_or_none(),
         stdout=writer(sys.stdout.fileno()),
         stderr=writer(sys.stderr.fileno()),

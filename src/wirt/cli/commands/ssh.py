@@ -13,7 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("-l", "--user", default="", help="user in the guest")
     add_machine(parser)
-    parser.add_argument("words", metavar="ARG", nargs=argparse.REMAINDER, help="further to ssh")
+    parser.add_argument("command", metavar="-- COMMAND", nargs="*", help="what ssh runs")
     example(parser, "wirt ssh web", "wirt ssh -l root web -- systemctl status")
 
 
@@ -22,6 +22,5 @@ def run(args: argparse.Namespace) -> int:
     from wirt.vm.context import Context
     from wirt.vm.ssh import ssh_command
 
-    words = args.words[1:] if args.words[:1] == ["--"] else args.words
-    line = ssh_command(Context(say=say), args.name, user=args.user, words=words)
+    line = ssh_command(Context(say=say), args.name, user=args.user, words=args.command)
     os.execv(line[0], line)  # noqa: S606 - ssh takes over this process, its terminal and exit code

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -189,9 +189,8 @@ class GuestSession:
 
     def _reply(self, deadline: Deadline) -> list[bytes]:
         try:
-            frames: list[Frame] = []
-            while not frames:
-                frames = [*self._decoder.feed(self._connection.receive(deadline))]
+            while not (frames := self._decoder.feed(self._connection.receive(deadline))):
+                pass
             return _only_reply(frames)
         except GuestError:
             raise
@@ -238,9 +237,10 @@ def _exec_fields(
     return [b"exec", *fields]
 
 
-def _expect_silence(frames: Iterable[Frame]) -> None:
-    for frame in frames:
-        raise ProtocolError(f"the guest's helper sent {frame.kind.name} before it was asked")
+def _expect_silence(frames: list[Frame]) -> None:
+    if frames:
+        kind = frames[0].kind.name
+        raise ProtocolError(f"the guest's helper sent {kind} before it was asked")
 
 
 def _only_reply(frames: list[Frame]) -> list[bytes]:

@@ -156,17 +156,19 @@ class GuestDecoder:
         self.peer_version: int | None = None
         self._pending = b""
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
+    def feed(self, data: bytes) -> list[Frame]:
         self._pending += data
         if self.peer_version is None:
             self._find_answer()
         if self.peer_version is None:
-            return
+            return []
+        frames = []
         offset = 0
         while (end := self._frame_end(offset)) is not None:
-            yield self._parse(offset, end)
+            frames.append(self._parse(offset, end))
             offset = end
         self._pending = self._pending[offset:]
+        return frames
 
     def _find_answer(self) -> None:
         expected = MAGIC + self.nonce

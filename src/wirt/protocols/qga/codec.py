@@ -12,7 +12,7 @@ The guest is hostile: the outcome is messages or ProtocolError, in bounded memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -75,11 +75,10 @@ class QgaDecoder:
     def synchronised(self) -> bool:
         return self._awaited is None
 
-    def feed(self, data: bytes) -> Iterator[Message]:
+    def feed(self, data: bytes) -> list[Message]:
         if self._awaited is not None:
             data = self._synchronise(data, self._awaited)
-        for line in self._lines.feed(data):
-            yield parse_message(line)
+        return [parse_message(line) for line in self._lines.feed(data)]
 
     def _synchronise(self, data: bytes, sync_id: int) -> bytes:
         """Return what follows the awaited answer; b"" until it has come."""

@@ -11,7 +11,7 @@ Whatever bytes are fed, the outcome is messages or ProtocolError, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -100,9 +100,8 @@ class QmpDecoder:
     def __init__(self, max_line: int = DEFAULT_MAX_LINE) -> None:
         self._lines = LineBuffer(max_line)
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        for line in self._lines.feed(data):
-            yield parse_message(line)
+    def feed(self, data: bytes) -> list[Message]:
+        return [parse_message(line) for line in self._lines.feed(data)]
 
     @property
     def pending(self) -> int:
