@@ -1,5 +1,6 @@
 """The golden machines: descriptions in ``golden/*.toml``, and what a host decided for them."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,6 @@ def readable(words: Sequence[str]) -> str:
 def json_values(words: Sequence[str], option: str) -> list[dict[str, Any]]:
     return [
         json.loads(value)
-        for before, value in zip(words, words[1:], strict=False)
+        for before, value in itertools.pairwise(words)
         if before == option and value.startswith("{")
     ]

@@ -1,5 +1,6 @@
 """Each golden machine compiles to the command line that a person has looked at."""
 
+import itertools
 import re
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_line_does_not_depend_on_the_run(name):
 def test_no_removed_option_and_no_short_boolean_is_used(name):
     words = machines.compiled(name)
     assert not set(words) & set(DEPRECATED)
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         if option in KEY_VALUE:
             parts = re.split(r"(?<!,),(?!,)", value)
             assert all("=" in part for part in parts), value
