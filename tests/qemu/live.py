@@ -69,6 +69,22 @@ def started(name: str, capabilities: Capabilities, binary: str) -> Iterator[Live
 
 
 @contextmanager
+def running(
+    machine: Machine, capabilities: Capabilities, binary: str, base: Path
+) -> Iterator[Live]:
+    """Run a machine whose images lie in ``base``; it waits for ``cont``."""
+    runtime = Runtime(
+        accelerator="tcg",
+        directory=str(base),
+        socket=lambda name: f"{base}/{name}.sock",
+        paused=True,
+    )
+    words = argv(binary, arguments(machine, runtime, capabilities))
+    with _running(_on_loopback(words), runtime, base) as live:
+        yield live
+
+
+@contextmanager
 def _running(words: list[str], runtime: Runtime, base: Path) -> Iterator[Live]:
     errors = base / "errors"
     fds = list(runtime.fd_paths.values())

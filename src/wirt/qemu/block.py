@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 
 from wirt.errors import SpecError
 from wirt.qapi.value import QapiObject
@@ -128,18 +128,18 @@ def _is_device(disk: Disk, name: str, runtime: Runtime) -> bool:
     if disk.discard_writes:
         return False
     files = ("/dev/fdset/", "/dev/shm/")  # noqa: S108 - looked at, not written
-    named = name.startswith("/dev/") and not name.startswith(files)
+    real = os.path.normpath(name)
+    named = real.startswith("/dev/") and not real.startswith(files)
     return named or disk.image in runtime.host_devices
 
 
 def _check(disk: Disk, index: int) -> None:
     key = f"disks[{index}]"
     if disk.format not in FORMATS:
-        near = difflib.get_close_matches(disk.format, FORMATS, n=1)
         raise SpecError(
             f"QEMU does not open {disk.format!r} images",
             key=f"{key}.format",
-            hint=f"did you mean {near[0]!r}?" if near else f"it opens {', '.join(FORMATS)}",
+            hint=f"it opens {', '.join(FORMATS)}",
         )
     if disk.aio == "native" and disk.cache not in _DIRECT:
         raise SpecError(
