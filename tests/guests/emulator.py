@@ -16,7 +16,7 @@ from wirt.protocols.qga.client import AgentClient
 OVMF = Path("/usr/share/OVMF")
 BOOT_TIMEOUT = 300
 _DISKS = {
-    "virtio": ["-device", "virtio-blk-pci,drive=disk,bootindex=0"],
+    "virtio": ["-device", "virtio-blk-pci,drive=disk"],
     "scsi": ["-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=disk"],
     "sata": ["-device", "ide-hd,drive=disk"],
 }
@@ -86,3 +86,15 @@ def sh(agent: AgentClient, script: str) -> str:
     output = done.out_data.decode(errors="replace")
     assert done.exitcode == 0, output + done.err_data.decode(errors="replace")
     return output
+
+
+def await_start(agent: AgentClient) -> str:
+    """Wait until systemd has started everything; return the state it then says.
+
+    ``is-system-running --wait`` fails before the message bus is there.
+    """
+    return sh(
+        agent,
+        "while :; do state=$(systemctl is-system-running); case $state in "
+        "running | degraded) break ;; esac; sleep 0.5; done; echo $state; systemctl --failed --plain --no-legend",
+    ).strip()
