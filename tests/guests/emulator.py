@@ -89,12 +89,18 @@ def sh(agent: AgentClient, script: str) -> str:
 
 
 def await_start(agent: AgentClient) -> str:
-    """Wait until systemd has started everything; return the state it then says.
+    """Wait for systemd and for the network; return systemd's state and the failed units.
 
     ``is-system-running --wait`` fails before the message bus is there.
     """
-    return sh(
-        agent,
-        "while :; do state=$(systemctl is-system-running); case $state in "
-        "running | degraded) break ;; esac; sleep 0.5; done; echo $state; systemctl --failed --plain --no-legend",
-    ).strip()
+    script = """
+    until grep -q nameserver /etc/resolv.conf; do sleep 0.3; done
+    while :; do
+        state=$(systemctl is-system-running)
+        case $state in running | degraded) break ;; esac
+        sleep 0.5
+    done
+    echo $state
+    systemctl --failed --plain --no-legend
+    """
+    return sh(agent, script).strip()
