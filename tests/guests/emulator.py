@@ -16,7 +16,7 @@ from wirt.protocols.qga.client import AgentClient
 OVMF = Path("/usr/share/OVMF")
 BOOT_TIMEOUT = 300
 _DISKS = {
-    "virtio": ["-device", "virtio-blk-pci,drive=disk,bootindex=0"],
+    "virtio": ["-device", "virtio-blk-pci,drive=disk"],
     "scsi": ["-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=disk"],
     "sata": ["-device", "ide-hd,drive=disk"],
 }
@@ -86,3 +86,21 @@ def sh(agent: AgentClient, script: str) -> str:
     output = done.out_data.decode(errors="replace")
     assert done.exitcode == 0, output + done.err_data.decode(errors="replace")
     return output
+
+
+def await_start(agent: AgentClient) -> str:
+    """Wait for systemd and for the network; return systemd's state and the failed units.
+
+    ``is-system-running --wait`` fails before the message bus is there.
+    """
+    script = """
+    until grep -q nameserver /etc/resolv.conf; do sleep 0.3; done
+    while :; do
+        state=$(systemctl is-system-running)
+        case $state in running | degraded) break ;; esac
+        sleep 0.5
+    done
+    echo $state
+    systemctl --failed --plain --no-legend
+    """
+    return sh(agent, script).strip()

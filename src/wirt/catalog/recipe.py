@@ -11,8 +11,8 @@ import msgspec
 from wirt.errors import HostError, UsageError
 from wirt.units import GIB, MIB
 
-# Raise it when the builder makes a different guest of the same recipe.
-BUILDER_VERSION = 1
+# The modules that decide what becomes of a recipe: a change there makes another guest.
+_BUILDER = ("disk.py", "initrd.py", "kernel.py", "overlay.py", "rootfs.py")
 
 DEBIAN = {"11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"}
 UBUNTU = {"20.04": "focal", "22.04": "jammy", "24.04": "noble", "25.10": "questing"}
@@ -88,19 +88,19 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """Return 64 hex digits, equal for recipes that make the same guest.
 
-        Contents of the files to copy, the version of the builder and the guest's parts that
-        come with wirt count as well. Raises HostError for files that cannot be read.
+        Contents of the files to copy, the builder itself and the guest's parts that come with
+        wirt count as well. Raises HostError for files that cannot be read.
         """
         import hashlib
 
         family, codename = suite(self.distribution)
         plain = msgspec.structs.replace(self, distribution=f"{family}:{codename}", files=())
-        digest = hashlib.sha256(b"wirt-recipe %d\0" % BUILDER_VERSION)
+        digest = hashlib.sha256(b"wirt-recipe\0")
         digest.update(msgspec.json.encode(plain, order="deterministic"))
         for copy in self.files:
             content = hashlib.sha256(read_copy(copy)).hexdigest()
             digest.update(f"\0{copy.target}\0{copy.mode:o}\0{content}".encode())
-        for name, data in guest_parts().items():
+        for name, data in {**guest_parts(), **_builder()}.items():
             digest.update(f"\0{name}\0".encode() + hashlib.sha256(data).digest())
         return digest.hexdigest()
 
@@ -144,6 +144,11 @@ def guest_parts() -> dict[str, bytes]:
         for entry in sorted(directory.iterdir(), key=lambda entry: entry.name)
         if entry.is_file() and not entry.name.endswith(".py")
     }
+
+
+def _builder() -> dict[str, bytes]:
+    directory = resources.files("wirt.catalog")
+    return {name: directory.joinpath(name).read_bytes() for name in _BUILDER}
 
 
 def read_copy(copy: FileCopy) -> bytes:
