@@ -39,7 +39,10 @@ def _absent(reason):
 
 
 def _cache():
-    return Path(os.environ.get("WIRT_TEST_CACHE") or Path.home() / ".cache" / "wirt-tests")
+    """Where images are kept between runs: QEMU's own uid must be able to read them."""
+    path = Path(os.environ.get("WIRT_TEST_CACHE") or f"/var/tmp/wirt-tests-{os.geteuid()}")
+    path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    return path
 
 
 def _built(recipe):

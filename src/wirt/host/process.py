@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ def spawn(
         )
     except OSError as error:
         raise HostError(f"{argv[0]} cannot be started: {error.strerror}") from error
+
+
+def detach(process: subprocess.Popen[bytes]) -> None:
+    """Let a child live on by itself; should it end while we are here, it is reaped."""
+    threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -12,8 +12,8 @@ from wirt.spec.machine import Machine
 
 DEFAULT_ORDER: tuple[BootDevice, ...] = ("disk", "cdrom", "floppy")
 _LETTERS = {"floppy": "a", "disk": "c", "cdrom": "d", "network": "n"}
-_BEHIND_EXPLICIT = 100
-"""First index given by kind: explicit boot_index values go first."""
+_STEP = 1000
+"""Distance of the indexes given by kind: explicit boot_index values (to 255) go first."""
 
 
 def _kind(disk: Disk) -> BootDevice:
@@ -48,12 +48,12 @@ def nic_boot_indexes(machine: Machine) -> list[int | None]:
 
 
 def _index(machine: Machine, kind: BootDevice, place: int, explicit: int | None) -> int | None:
-    if explicit is not None:
-        return explicit
+    if explicit is not None:  # a kernel that is booted directly has index 0
+        return explicit + bool(machine.boot.kernel)
     order = _order(machine)
     if machine.boot.kernel or _by_letters(machine) or kind not in order:
         return None
-    return _BEHIND_EXPLICIT * (1 + order.index(kind)) + place
+    return _STEP * (1 + order.index(kind)) + place
 
 
 def boot_arguments(machine: Machine, runtime: Runtime) -> list[Argument]:

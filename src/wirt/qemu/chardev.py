@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wirt.errors import SpecError
 from wirt.qapi.value import Argument, QapiObject, device
 from wirt.qemu.board import Board
-from wirt.qemu.runtime import Runtime
+from wirt.qemu.runtime import Runtime, unix_path
 from wirt.spec.console import (
     Channel,
     CharBackend,
@@ -96,7 +96,8 @@ def _backend(backend: CharBackend, name: str, socket: str, runtime: Runtime) -> 
 
 
 def _socket(name: str, path: str, *, server: bool = True, wait: bool = False) -> QapiObject:
-    value: QapiObject = {"backend": "socket", "id": name, "path": path, "server": server}
+    value: QapiObject = {"backend": "socket", "id": name, "path": unix_path(path)}
+    value["server"] = server
     return {**value, "wait": wait} if server else value
 
 

@@ -26,9 +26,18 @@ def argv(binary: str, arguments: Iterable[Argument]) -> list[str]:
 
 def _word(argument: Argument) -> str:
     value = argument.value
-    if isinstance(value, dict):
-        return msgspec.json.encode(value).decode() if argument.json else key_values(value)
-    return value or ""
+    if not isinstance(value, dict):
+        return value or ""
+    return _json(value) if argument.json else key_values(value)
+
+
+def _json(value: QapiObject) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError as error:
+        raise SpecError(
+            f"{error.object[:200]!r} is not UTF-8", hint="rename the file: QEMU's JSON needs UTF-8"
+        ) from error
 
 
 def key_values(value: QapiObject) -> str:
@@ -40,6 +49,8 @@ def _flat(value: QapiObject, prefix: str) -> Iterable[tuple[str, str]]:
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flat(item, f"{prefix}{key}.")
+        elif isinstance(item, list):  # QemuOpts repeats the key
+            yield from ((f"{prefix}{key}", _scalar(part)) for part in item)
         else:
             yield f"{prefix}{key}", _scalar(item)
 

@@ -110,7 +110,11 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A virtio-serial port: a named byte stream between host and guest."""
 
     name: Annotated[
-        str, text("Name in the guest: /dev/virtio-ports/NAME", pattern=r"^[\w.-]{1,64}$")
+        str,
+        text(
+            "Name in the guest: /dev/virtio-ports/NAME",
+            pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$",
+        ),
     ]
     id: Annotated[str, text("Identifier of the device", pattern=ID_PATTERN)] = ""
     backend: Annotated[UnixSocket | Null, setting("What it is connected to")] = UnixSocket()

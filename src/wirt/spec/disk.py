@@ -52,6 +52,9 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     discard: Annotated[Literal["unmap", "ignore"], setting("Guest's TRIM reaches the image")] = (
         "unmap"
     )
+    detect_zeroes: Annotated[
+        Literal["off", "on", "unmap"], setting("Written zeroes are stored as holes")
+    ] = "off"
     read_only: Annotated[bool, setting("The guest cannot write")] = False
     discard_writes: Annotated[bool, setting("Writes are lost when the machine stops")] = False
     serial: Annotated[str, text("Serial number", max_length=36)] = ""

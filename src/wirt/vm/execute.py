@@ -19,7 +19,7 @@ from wirt.vm.session import guest_session
 Sink = Callable[[bytes], None]
 
 CONNECT_SECONDS = 60.0
-_GREETING_SECONDS = 2.0
+_GREETING_SECONDS = 5.0
 
 
 def _drop(_data: bytes) -> None:
@@ -96,8 +96,8 @@ def _by_helper(paths: VmPaths, order: Order) -> int:
         return session.exec(
             list(order.argv),
             env=dict(order.env),
-            cwd=order.cwd,
-            user=order.user,
+            cwd=order.cwd or None,
+            user=order.user or None,
             stdin=order.stdin,
             stdout=order.stdout,
             stderr=order.stderr,

@@ -6,10 +6,11 @@ import json
 import os
 import select
 import socket
+import subprocess
 import sys
 
 from wirt.errors import HostError
-from wirt.host.process import spawn
+from wirt.host.process import detach, spawn
 from wirt.spec.console import Console
 from wirt.spec.machine import Machine
 from wirt.store.layout import VmPaths
@@ -59,11 +60,15 @@ def start_keeper(
         if messages_fd is not None:
             inherited.append(messages_fd)
         script = os.path.join(os.path.dirname(__file__), "keeper.py")
-        spawn(
+        process = spawn(
             [sys.executable, "-I", "-S", script, str(settings_fd)],
+            stdout=subprocess.DEVNULL,  # a reader of ours must not wait for the keeper's end
+            stderr=subprocess.DEVNULL,
             pass_fds=inherited,
             new_session=True,
+            cwd="/",
         )
+        detach(process)
         os.close(ready_write)
         ready_write = -1
         _await_ready(ready_read)

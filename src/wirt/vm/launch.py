@@ -43,7 +43,7 @@ def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: flo
     try:
         process = spawn(
             argv, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
-            pass_fds=inherit, new_session=True,
+            pass_fds=inherit, new_session=True, cwd="/",
         )  # fmt: skip
     except BaseException:
         os.close(read_fd)

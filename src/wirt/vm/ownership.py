@@ -12,6 +12,8 @@ import stat
 
 from wirt.errors import HostError
 from wirt.host.confine import vm_uid
+from wirt.image.base import AllowLocalFiles
+from wirt.image.open import open_image
 from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error
 from wirt.store.layout import Home, VmPaths, private_directory
@@ -62,6 +64,38 @@ def give(paths: VmPaths, record: Record) -> None:
         raise host_error(error, paths.root) from error
 
 
+def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
+    """Refuse files that the VM's uid cannot come to, before QEMU fails on them."""
+    if not record.uid:
+        return
+    closed = closed_directory(paths.disks, record.uid)
+    if closed:
+        raise HostError(
+            f"QEMU runs as uid {record.uid}, which may not pass {closed} to {paths.root}",
+            hint=f"chmod o+x {closed}, or set WIRT_HOME to a place where every user may pass",
+        )
+    for disk in machine.disks:
+        for backing in _backing_files(image_path(paths, disk), disk.format):
+            if not reachable(backing, record.uid, write=False):
+                raise HostError(
+                    f"QEMU runs as uid {record.uid}, which cannot read {backing}",
+                    hint=f"wirt pull {backing} makes a shared image of it; or --own-disk",
+                )
+
+
+def _backing_files(path: str, image_format: str) -> list[str]:
+    """Return the files below an overlay of ours; reading is all that is done with them."""
+    found: list[str] = []
+    if image_format != "qcow2":
+        return found
+    with open_image(path, format="qcow2", gate=AllowLocalFiles(), force_share=True) as image:
+        below = image.backing
+        while below is not None:
+            found.append(below.storage.name)
+            below = below.backing
+    return found
+
+
 def descriptors_needed(
     paths: VmPaths, machine: Machine, record: Record
 ) -> dict[str, tuple[int, bool]]:
@@ -97,13 +131,17 @@ def reachable(path: str, uid: int, *, write: bool) -> bool:
     """True if ``uid``, a member of no group, can open ``path``."""
     path = os.path.realpath(path)
     want = stat.S_IROTH | (stat.S_IWOTH if write else 0)
-    if not _grants(path, uid, want):
-        return False
+    return _grants(path, uid, want) and not closed_directory(path, uid)
+
+
+def closed_directory(path: str, uid: int) -> str:
+    """Return the first directory above ``path`` that ``uid`` may not pass, or ""."""
+    path = os.path.realpath(path)
     while path != "/":
         path = os.path.dirname(path)
         if not _grants(path, uid, stat.S_IXOTH):
-            return False
-    return True
+            return path
+    return ""
 
 
 def _grants(path: str, uid: int, want: int) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
-from wirt.host.process import ProcessId, find_program
+from wirt.host.process import ProcessId, detach, find_program
 from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
@@ -116,6 +116,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     if warning:
         context.say(warning)
     preflight.check_images(paths, machine)
+    ownership.require_reachable(paths, machine, record)
     machine = preflight.with_free_ports(machine)
     descriptors = ownership.descriptors_needed(paths, machine, record)
     try:
@@ -188,6 +189,7 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
     )
     if not run.paused_on_request:
         launched.qmp.execute("cont")
+    detach(launched.process)
 
 
 def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> None:

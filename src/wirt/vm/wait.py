@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from wirt.errors import GuestError, ProtocolError, Timeout, WrongState
@@ -28,6 +29,8 @@ def wait_for_guest(context: Context, name: str, *, timeout: float) -> str:
     while True:
         answer = _answer(paths)
         if answer:
+            if answer == "helper":
+                _await_boot(paths, deadline)
             return answer
         if time.monotonic() > deadline:
             raise Timeout(
@@ -63,6 +66,21 @@ def _answer(paths: VmPaths) -> str:
     except (ProtocolError, Timeout, GuestError):
         return ""
     return way
+
+
+_BOOTED = "if command -v systemctl >/dev/null; then systemctl is-system-running --wait; fi"
+
+
+def _await_boot(paths: VmPaths, deadline: float) -> None:
+    """The helper is there early; a user wants the services of the guest as well.
+
+    What the guest then says of itself (``running``, ``degraded``) is its own affair.
+    """
+    with (
+        contextlib.suppress(ProtocolError, GuestError, Timeout),
+        guest_session(paths, timeout=_ANSWER_SECONDS) as session,
+    ):
+        session.exec(["sh", "-c", _BOOTED], timeout=max(1.0, deadline - time.monotonic()))
 
 
 def wait_for_stop(context: Context, name: str, *, timeout: float) -> None:
