@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import msgspec
 
+from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
 from wirt.host.process import ProcessId, detach, find_program
 from wirt.host.qemu_probe import probe
+from wirt.image.create import create_image
+from wirt.image.open import open_image
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.compile import arguments
@@ -135,8 +139,12 @@ def _start(
     *,
     paused: bool,
 ) -> None:
-    runtime = runtime_of(
-        paths, machine, accelerator, {image: fd for image, (fd, _) in descriptors.items()}
+    machine = _for_tcg(machine, record, accelerator)
+    fds = {image: fd for image, (fd, _) in descriptors.items()}
+    runtime = replace(
+        runtime_of(paths, machine, accelerator),
+        fd_paths=fds,
+        overlays=_scratch_overlays(paths, machine),
     )
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
@@ -203,12 +211,29 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     )
 
 
-def runtime_of(
-    paths: VmPaths,
-    machine: Machine,
-    accelerator: Accelerator,
-    fds: dict[str, int] | None = None,
-) -> Runtime:
+def _for_tcg(machine: Machine, record: Record, accelerator: Accelerator) -> Machine:
+    """A kernel of our own image need not guard a CPU that is emulated."""
+    boot = machine.boot
+    if accelerator.name != "tcg" or not record.image_id or not boot.cmdline:
+        return machine
+    boot = msgspec.structs.replace(boot, cmdline=f"{boot.cmdline} {TCG_ARGUMENTS}")
+    return msgspec.structs.replace(machine, boot=boot)
+
+
+def _scratch_overlays(paths: VmPaths, machine: Machine) -> dict[int, str]:
+    """Make the overlays that take what disks with ``discard_writes`` are not to keep."""
+    overlays = {}
+    for index, disk in enumerate(machine.disks):
+        if disk.discard_writes:
+            image = preflight.image_path(paths, disk)
+            with open_image(image, format=disk.format, with_backing=False) as opened:
+                size = opened.virtual_size
+            overlays[index] = os.path.join(paths.disks, f"discard{index}.qcow2")
+            create_image(overlays[index], "qcow2", size, backing=image, backing_format=disk.format)
+    return overlays
+
+
+def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Runtime:
     """Return what the host decides for this machine."""
     files = firmware.find(machine.firmware)
     variables = firmware.ensure_variables(paths, files.variables) if files else ""
@@ -218,7 +243,6 @@ def runtime_of(
         socket=paths.socket,
         firmware_code=files.code if files else "",
         uefi_variables=variables,
-        fd_paths=fds or {},
         paused=True,
     )
 
