@@ -9,7 +9,7 @@ import sys
 import msgspec
 
 from wirt.host.kvm.trial import STEPS
-from wirt.host.process import spawn
+from wirt.host.process import mortal, spawn
 
 DEVICE = "/dev/kvm"
 _TRIAL_SECONDS = 5.0
@@ -57,7 +57,9 @@ def verdict() -> Verdict:
 def _try() -> Verdict:
     script = os.path.join(os.path.dirname(__file__), "trial.py")
     process = spawn(
-        [sys.executable, "-I", "-S", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        mortal([sys.executable, "-I", "-S", script]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     try:
         out, _ = process.communicate(timeout=_TRIAL_SECONDS)
