@@ -176,6 +176,8 @@ def assert_disk(path: Path, model: bytes | bytearray, tmp_path: Path) -> None:
         if found != model:
             first = next(i for i, (a, b) in enumerate(zip(found, model, strict=True)) if a != b)
             pytest.fail(f"the disk differs from the model at {first:#x}")
+        result = image.check()
+        assert (result.corruptions, result.leaks) == (0, 0), result.messages
     qemu_img("check", "-f", "qcow2", path)
     raw = tmp_path / "model.raw"
     raw.write_bytes(model)

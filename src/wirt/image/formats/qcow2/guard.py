@@ -40,6 +40,9 @@ class Guard:
             if other != kind:
                 raise CorruptImage(f"{kind} overlaps with {other}", offset=cluster << self._bits)
 
+    def clear(self) -> None:
+        self._kinds = {0: HEADER}
+
     def drop(self, offset: int, length: int = 1) -> None:
         if length > 0:
             first, last = offset >> self._bits, (offset + length - 1) >> self._bits

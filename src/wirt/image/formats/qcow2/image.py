@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage
 from wirt.image.base import (
+    Checkable,
+    CheckResult,
     CompressedWriter,
     DirectAllocator,
     Extent,
@@ -85,7 +87,7 @@ def _extent(run: Run, storage: Storage | None) -> Extent:
     return Extent(run.offset, run.length, kind, storage=storage, storage_offset=run.host)
 
 
-class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
+class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable):
     """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
 
     def __init__(self, volume: Volume, options: OpenOptions) -> None:
@@ -159,12 +161,12 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
             raise ImageIoError("the image is open for reading only")
         self._require_data_file()
         with self.volume.changing():
+            self.volume.register_metadata()
             if self._writer is None:
                 self._writer = self._first_write()
             yield self._writer
 
     def _first_write(self) -> Writer:
-        self.volume.register_metadata()
         unknown = self.header.autoclear & ~KNOWN_AUTOCLEAR
         if unknown:
             self.header.autoclear &= ~unknown
@@ -218,6 +220,13 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
             return
         with self.writing() as writer:
             writer.write_packed(offset, packed)
+
+    def check(self, *, repair: str = "") -> CheckResult:
+        from wirt.image.formats.qcow2.check import check
+
+        with self.volume.lock:
+            self.flush()
+            return check(self.volume, repair=repair)
 
     def close(self) -> None:
         """Write what waits, then close storage, data file and backing chain."""

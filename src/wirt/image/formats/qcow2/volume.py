@@ -59,6 +59,7 @@ class Volume:
         self.mapping = Mapping(storage, header, l1)
         self.header_store = HeaderStore(storage, header, self._write_header, self.barrier)
         self._refcounts: Refcounts | None = None
+        self._registered = False
         self.drains: list[Callable[[], None]] = []
         """Write out what is buffered outside the tables."""
         self.seals: list[Callable[[], None]] = []
@@ -74,11 +75,19 @@ class Volume:
             self._refcounts = Refcounts(self.storage, self.header, self.guard)
         return self._refcounts
 
+    def replace_refcounts(self, refcounts: Refcounts) -> None:
+        """The refcount structure on disk was replaced; nothing waits in the old one."""
+        self._refcounts = refcounts
+        self._registered = False
+
     # What writers need
 
     def register_metadata(self) -> None:
-        """Tell the guard about all metadata; done once before the first write."""
+        """Tell the guard about all metadata, before the first write."""
+        if self._registered:
+            return
         header = self.header
+        self.guard.clear()
         self.refcounts.register()
         self.guard.add(ACTIVE_L1, header.l1_offset, header.l1_size * 8)
         for index, word in enumerate(self.mapping.l1.words):
@@ -95,6 +104,7 @@ class Volume:
         from wirt.image.formats.qcow2.bitmap_directory import directory_extent
 
         self.guard.add(BITMAP, *directory_extent(header))
+        self._registered = True
 
     @contextmanager
     def changing(self) -> Iterator[None]:
