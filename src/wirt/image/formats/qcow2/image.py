@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage
@@ -13,9 +13,11 @@ from wirt.image.base import (
     DirectAllocator,
     Extent,
     ExtentKind,
+    HasSnapshots,
     Image,
     ImageInfo,
     OpenOptions,
+    SnapshotInfo,
     Storage,
 )
 from wirt.image.formats.qcow2.header import (
@@ -26,7 +28,7 @@ from wirt.image.formats.qcow2.header import (
 )
 from wirt.image.formats.qcow2.information import describe
 from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
-from wirt.image.formats.qcow2.mapping import Mapping
+from wirt.image.formats.qcow2.mapping import Mapping, load_l1
 from wirt.image.formats.qcow2.reader import Reader
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.writer import Bytes, Writer
@@ -76,6 +78,10 @@ class Qcow2View(Image):
         if packed is not None:
             yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
 
+    def share_cipher(self, other: Qcow2View) -> None:
+        """Decipher as another view of the same file does."""
+        self._reader.decipher = other._reader.decipher
+
     def info(self) -> ImageInfo:
         return describe(self.volume, self.virtual_size)
 
@@ -87,7 +93,14 @@ def _extent(run: Run, storage: Storage | None) -> Extent:
     return Extent(run.offset, run.length, kind, storage=storage, storage_offset=run.host)
 
 
-class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable):
+class SnapshotView(Qcow2View):
+    """The disk of an internal snapshot, to be read while its image is open."""
+
+    def close(self) -> None:
+        """The image keeps storage and backing chain open."""
+
+
+class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots):
     """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
 
     def __init__(self, volume: Volume, options: OpenOptions) -> None:
@@ -227,6 +240,44 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable):
         with self.volume.lock:
             self.flush()
             return check(self.volume, repair=repair)
+
+    # Snapshots
+
+    def snapshots(self) -> Sequence[SnapshotInfo]:
+        from wirt.image.formats.qcow2.snapshot import list_snapshots
+
+        return [snapshot.describe() for snapshot in list_snapshots(self.volume)]
+
+    def snapshot_create(self, name: str) -> None:
+        from wirt.image.formats.qcow2.snapshot import create_snapshot
+
+        with self.writing():
+            create_snapshot(self.volume, name)
+
+    def snapshot_apply(self, name: str) -> None:
+        from wirt.image.formats.qcow2.snapshot import apply_snapshot
+
+        with self.writing():
+            apply_snapshot(self.volume, name)
+            self.virtual_size = self.header.size
+
+    def snapshot_delete(self, name: str) -> None:
+        from wirt.image.formats.qcow2.snapshot import delete_snapshot
+
+        with self.writing():
+            delete_snapshot(self.volume, name)
+
+    def snapshot_view(self, name: str) -> SnapshotView:
+        """Return the disk of a snapshot, by id or name."""
+        from wirt.image.formats.qcow2.snapshot import find_snapshot, list_snapshots
+
+        chosen = find_snapshot(list_snapshots(self.volume), name)
+        l1 = load_l1(self.storage, chosen.l1_offset, chosen.l1_size)
+        mapping = Mapping(self.storage, self.header, l1)
+        view = SnapshotView(self.volume, mapping, chosen.virtual_size)
+        view.backing = self.backing
+        view.share_cipher(self)
+        return view
 
     def close(self) -> None:
         """Write what waits, then close storage, data file and backing chain."""

@@ -14,7 +14,6 @@ from wirt.image.base import CheckResult
 from wirt.image.formats.qcow2.check import Inspection
 from wirt.image.formats.qcow2.header import CORRUPT, DIRTY
 from wirt.image.formats.qcow2.l2 import COMPRESSED, COPIED, OFFSET
-from wirt.image.formats.qcow2.refcount import Refcounts
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.widths import pack_counts, unpack_counts
 from wirt.image.formats.qcow2.words import read_table, words_from, words_to
@@ -33,7 +32,7 @@ def run_repair(volume: Volume, mode: str) -> CheckResult:
         _rebuild(volume, before)
     else:
         _lower(volume, before)
-    _reload(volume)
+    volume.reload()
     if mode == "all" or not found.corruptions:
         _fix_copied(volume)
     volume.storage.flush()
@@ -53,10 +52,6 @@ def _mark_clean(volume: Volume) -> None:
         header.incompatible &= ~(DIRTY | CORRUPT)
         volume.header_store.write_first_sector()
         volume.storage.flush()
-
-
-def _reload(volume: Volume) -> None:
-    volume.replace_refcounts(Refcounts(volume.storage, volume.header, volume.guard))
 
 
 def _lower(volume: Volume, inspection: Inspection) -> None:

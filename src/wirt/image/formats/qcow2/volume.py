@@ -75,10 +75,13 @@ class Volume:
             self._refcounts = Refcounts(self.storage, self.header, self.guard)
         return self._refcounts
 
-    def replace_refcounts(self, refcounts: Refcounts) -> None:
-        """The refcount structure on disk was replaced; nothing waits in the old one."""
-        self._refcounts = refcounts
+    def reload(self) -> None:
+        """Read the tables anew: they were replaced on disk, and nothing waits in memory."""
+        header = self.header
+        self.mapping.forget(load_l1(self.storage, header.l1_offset, header.l1_size))
+        self._refcounts = Refcounts(self.storage, header, self.guard)
         self._registered = False
+        self.register_metadata()
 
     # What writers need
 
