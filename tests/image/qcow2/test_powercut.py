@@ -153,7 +153,26 @@ def snapshot_session(session):
         session.storage.must_be(session.model)
 
 
-OPERATIONS = {"write": write_session, "commit": commit_session, "snapshot": snapshot_session}
+def resize_session(session):
+    for _ in range(12):
+        session.write()
+        if session.rng.random() < 0.3:
+            session.zero()
+        session.flush()
+        old = session.model.disk
+        size = session.rng.randrange(20, 1200) * 512
+        mode = session.rng.choice(["off", "off", "metadata"]) if size > len(old) else "off"
+        session.change(old[:size] + bytes(max(0, size - len(old))))
+        session.image.resize(size, preallocation=mode)
+        session.storage.must_be(session.model)
+
+
+OPERATIONS = {
+    "write": write_session,
+    "commit": commit_session,
+    "snapshot": snapshot_session,
+    "resize": resize_session,
+}
 
 
 def problems_of(state, base):

@@ -206,11 +206,11 @@ def _encode(text: str) -> bytes:
 def write_empty(storage: Storage, header: Header) -> None:
     """Lay out header, refcount table, refcount blocks and L1, in this order, and flush."""
     size = header.cluster_size
-    l1_clusters = -(-header.l1_size * 8 // size) or 1
+    l1_clusters = -(-header.l1_size * 8 // size)
     table, blocks = _refcount_layout(1 + l1_clusters, header)
     used = 1 + table + blocks + l1_clusters
     header.reftable_offset, header.reftable_clusters = size, table
-    header.l1_offset = (1 + table + blocks) * size
+    header.l1_offset = (1 + table + blocks) * size if l1_clusters else 0
     counts = array(_typecode(header), [1]) * used
     counts.extend(
         array(_typecode(header), bytes(counts.itemsize))

@@ -28,10 +28,18 @@ class Qcow2Format(Format):
         return Qcow2Image(Volume(storage, header, options), options)
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        """Create the image alone: an external data file is made by the caller.
+
+        With a data file and preallocation, or a raw data file, the caller attaches it and
+        calls ``preallocate`` on the open image.
+        """
         from wirt.image.formats.qcow2.create import CreateOptions, new_header, write_empty
 
         parsed = CreateOptions.parse(options)
         write_empty(storage, new_header(size, parsed))
+        if parsed.preallocation != "off" and parsed.data_file is None:
+            image = self.open(storage, OpenOptions(writable=True))
+            image.preallocate(parsed.preallocation)
 
 
 FORMAT = Qcow2Format()

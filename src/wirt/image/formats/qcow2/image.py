@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage
+from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
     Checkable,
     CheckResult,
@@ -17,6 +17,7 @@ from wirt.image.base import (
     Image,
     ImageInfo,
     OpenOptions,
+    Resizable,
     SnapshotInfo,
     Storage,
 )
@@ -100,7 +101,7 @@ class SnapshotView(Qcow2View):
         """The image keeps storage and backing chain open."""
 
 
-class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots):
+class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots, Resizable):
     """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
 
     def __init__(self, volume: Volume, options: OpenOptions) -> None:
@@ -240,6 +241,26 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
         with self.volume.lock:
             self.flush()
             return check(self.volume, repair=repair)
+
+    def resize(self, size: int, *, preallocation: str = "off") -> None:
+        from wirt.image.formats.qcow2.create import PREALLOCATIONS
+        from wirt.image.formats.qcow2.resize import resize
+
+        if preallocation not in PREALLOCATIONS:
+            raise UsageError(f"unknown preallocation {preallocation!r}")
+        old = self.virtual_size
+        if size < old and preallocation != "off":
+            raise UsageError("Preallocation can't be used for shrinking an image")
+        with self.writing() as writer:
+            resize(writer, old, size, preallocation)
+            self.virtual_size = size
+
+    def preallocate(self, mode: str) -> None:
+        """Allocate the whole disk of a new, empty image: ``metadata``, ``falloc``, ``full``."""
+        from wirt.image.formats.qcow2.resize import preallocate
+
+        with self.bulk_write(), self.writing() as writer:
+            preallocate(writer, 0, self.virtual_size, mode)
 
     # Snapshots
 

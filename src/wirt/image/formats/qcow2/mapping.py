@@ -80,6 +80,12 @@ class Mapping:
         self.l1.touch(index, index + 1)
         return table
 
+    def drop_table(self, index: int) -> None:
+        """Unhook L2 table ``index`` from the L1."""
+        self._tables.pop(self.l2_offset(index), None)
+        self.l1.words[index] = 0
+        self.l1.touch(index, index + 1)
+
     def _make_room(self) -> None:
         if len(self._tables) < self._most:
             return

@@ -245,7 +245,6 @@ class Writer:
             if not span:
                 slot = self.slot_of(offset)
                 host, count, new = self._hosts(table, slot, offset, room >> self._bits)
-                self.volume.guard.check(host, count << self._bits)
                 self.link(table, slot, host, count, keep_old=not new)
                 span = count << self._bits
             self.volume.note_data_written()
