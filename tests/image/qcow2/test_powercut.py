@@ -31,6 +31,7 @@ class Model:
 
     disk: bytes
     snapshots: dict[str, bytes] = field(default_factory=dict)
+    bitmaps: dict[str, bool] = field(default_factory=dict)
 
 
 class Backing(Image):
@@ -78,11 +79,12 @@ class Session:
         self.model = Model(bytes(disk))
         self.storage.must_be(self.model)
 
-    def change(self, disk=None, snapshots=None, *, durable=False):
+    def change(self, disk=None, snapshots=None, bitmaps=None):
         """Say what the next call will make of the image."""
         self.model = Model(
             self.model.disk if disk is None else bytes(disk),
             self.model.snapshots if snapshots is None else snapshots,
+            self.model.bitmaps if bitmaps is None else bitmaps,
         )
         self.storage.may_be(self.model)
 
@@ -167,7 +169,37 @@ def resize_session(session):
         session.storage.must_be(session.model)
 
 
+def bitmap_session(session):
+    image, rng = session.image, session.rng
+    for number in range(12):
+        names = sorted(session.model.bitmaps)
+        action = rng.randrange(4) if names else 0
+        bitmaps = dict(session.model.bitmaps)
+        if action == 0:
+            name = f"b{number}"
+            bitmaps[name] = True
+            session.change(bitmaps=bitmaps)
+            image.bitmap_add(name, granularity=512)
+        elif action == 1:
+            name = rng.choice(names)
+            bitmaps[name] = not bitmaps[name]
+            session.change(bitmaps=bitmaps)
+            image.bitmap_enable(name, enabled=bitmaps[name])
+        elif action == 2:
+            name = rng.choice(names)
+            del bitmaps[name]
+            session.change(bitmaps=bitmaps)
+            image.bitmap_remove(name)
+        else:
+            image.bitmap_clear(rng.choice(names))
+        session.storage.must_be(session.model)
+        session.write()
+        session.flush()
+        image.bitmaps()
+
+
 OPERATIONS = {
+    "bitmap": bitmap_session,
     "write": write_session,
     "commit": commit_session,
     "snapshot": snapshot_session,
@@ -196,6 +228,9 @@ def _problems_of(state, base):
     snapshots = {item.name for item in image.snapshots()}
     if not any(snapshots == set(model.snapshots) for model in models):
         found.append(f"snapshots {snapshots}")
+    bitmaps = {item.name: item.enabled for item in image.bitmaps()}
+    if not any(bitmaps == model.bitmaps for model in models):
+        found.append(f"bitmaps {bitmaps}")
     for name in snapshots:
         view = image.snapshot_view(name)
         wanted = [model.snapshots[name] for model in models if name in model.snapshots]
@@ -253,6 +288,8 @@ def qemu_check(path):
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_no_cut_corrupts_or_loses_what_was_flushed(tmp_path, operation, features):
+    if operation is bitmap_session and "compat" in features:
+        pytest.skip("a version 2 image has no bitmaps")
     for backed in (False, True):
         seed = f"{operation.__name__} {features} {backed}"
         session = Session(seed, features, backed=backed)

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
+    BitmapInfo,
     Checkable,
     CheckResult,
     CompressedWriter,
     DirectAllocator,
     Extent,
     ExtentKind,
+    HasBitmaps,
     HasSnapshots,
     Image,
     ImageInfo,
@@ -21,6 +23,7 @@ from wirt.image.base import (
     SnapshotInfo,
     Storage,
 )
+from wirt.image.formats.qcow2 import bitmap as persistent
 from wirt.image.formats.qcow2.header import (
     CORRUPT,
     DIRTY,
@@ -101,7 +104,9 @@ class SnapshotView(Qcow2View):
         """The image keeps storage and backing chain open."""
 
 
-class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots, Resizable):
+class Qcow2Image(
+    Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots, Resizable, HasBitmaps
+):
     """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
 
     def __init__(self, volume: Volume, options: OpenOptions) -> None:
@@ -109,6 +114,7 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
         self.compression_unit = volume.header.cluster_size
         self.writable = options.writable
         self._writer: Writer | None = None
+        self._recorder: persistent.Recorder | None = None
         self._refuse_unsafe(options)
 
     def _refuse_unsafe(self, options: OpenOptions) -> None:
@@ -191,11 +197,13 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
         length = len(memoryview(data).cast("B"))
         self._check_range(offset, length)
         with self.writing() as writer:
+            self._record(offset, length)
             writer.write(offset, data)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self._check_range(offset, length)
         with self.writing() as writer:
+            self._record(offset, length)
             write_zeroes(writer, offset, length, self.virtual_size, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
@@ -219,6 +227,7 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
         if not self.can_allocate:
             raise UnsupportedImage("an encrypted image cannot be written directly")
         with self.writing() as writer:
+            self._record(offset, length)
             yield from writer.allocate(offset, length)
 
     def bulk_write(self) -> AbstractContextManager[None]:
@@ -233,6 +242,7 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
             self.pwrite(offset, plain[: self.virtual_size - offset])
             return
         with self.writing() as writer:
+            self._record(offset, cluster)
             writer.write_packed(offset, packed)
 
     def check(self, *, repair: str = "") -> CheckResult:
@@ -252,8 +262,13 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
         if size < old and preallocation != "off":
             raise UsageError("Preallocation can't be used for shrinking an image")
         with self.writing() as writer:
+            self._save_bitmaps()
+            if size > old:
+                persistent.fit_bitmaps(self.volume, size)
             resize(writer, old, size, preallocation)
             self.virtual_size = size
+            if size < old:
+                persistent.fit_bitmaps(self.volume, size)
 
     def preallocate(self, mode: str) -> None:
         """Allocate the whole disk of a new, empty image: ``metadata``, ``falloc``, ``full``."""
@@ -276,9 +291,17 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
             create_snapshot(self.volume, name)
 
     def snapshot_apply(self, name: str) -> None:
-        from wirt.image.formats.qcow2.snapshot import apply_snapshot
+        from wirt.image.formats.qcow2.snapshot import (
+            apply_snapshot,
+            find_snapshot,
+            list_snapshots,
+        )
 
         with self.writing():
+            self._record(0, self.virtual_size)
+            self._save_bitmaps()
+            size = find_snapshot(list_snapshots(self.volume), name).virtual_size
+            persistent.fit_bitmaps(self.volume, max(size, self.virtual_size))
             apply_snapshot(self.volume, name)
             self.virtual_size = self.header.size
 
@@ -300,9 +323,58 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSna
         view.share_cipher(self)
         return view
 
+    # Bitmaps
+
+    def bitmaps(self) -> Sequence[BitmapInfo]:
+        self._save_bitmaps()
+        return [bitmap.describe() for bitmap in persistent.read_bitmaps(self.volume)]
+
+    def bitmap_add(self, name: str, *, granularity: int = 0, enabled: bool = True) -> None:
+        with self._changing_bitmaps():
+            persistent.add_bitmap(self.volume, name, granularity, enabled=enabled)
+
+    def bitmap_remove(self, name: str) -> None:
+        with self._changing_bitmaps():
+            persistent.remove_bitmap(self.volume, name)
+
+    def bitmap_clear(self, name: str) -> None:
+        with self._changing_bitmaps():
+            persistent.clear_bitmap(self.volume, name)
+
+    def bitmap_enable(self, name: str, *, enabled: bool = True) -> None:
+        with self._changing_bitmaps():
+            persistent.enable_bitmap(self.volume, name, enabled=enabled)
+
+    def bitmap_merge(self, name: str, source: HasBitmaps, source_name: str) -> None:
+        with self._changing_bitmaps():
+            persistent.mark_ranges(self.volume, name, list(source.bitmap_dirty(source_name)))
+
+    def bitmap_dirty(self, name: str) -> Iterator[tuple[int, int]]:
+        self._save_bitmaps()
+        return persistent.dirty_ranges(self.volume, name)
+
+    @contextmanager
+    def _changing_bitmaps(self) -> Iterator[None]:
+        with self.writing():
+            self._save_bitmaps()
+            yield
+
+    def _record(self, offset: int, length: int) -> None:
+        """Mark a range, which is about to be written, in the enabled bitmaps."""
+        if self._recorder is None:
+            self._recorder = persistent.Recorder(self.volume)
+        self._recorder.record(offset, length)
+
+    def _save_bitmaps(self) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            with self.volume.lock:
+                recorder.store()
+
     def close(self) -> None:
         """Write what waits, then close storage, data file and backing chain."""
         try:
+            self._save_bitmaps()
             self.flush()
         finally:
             if self.volume.data_storage is not self.storage:
