@@ -61,6 +61,7 @@ class CreateOptions:
     data_file: str | None = None
     data_file_raw: bool = False
     preallocation: str = "off"
+    encrypted: bool = False
 
     @classmethod
     def parse(cls, options: Options[str, str]) -> CreateOptions:
@@ -80,6 +81,7 @@ class CreateOptions:
             data_file=options.get("data_file"),
             data_file_raw=_switch(options, "data_file_raw"),
             preallocation=_preallocation(options.get("preallocation", "off")),
+            encrypted=_encrypted(options),
         ).checked()
 
     def checked(self) -> CreateOptions:
@@ -158,6 +160,16 @@ def _compression(text: str) -> int:
         if name == text:
             return number
     raise UsageError(f"Invalid parameter '{text}' for compression_type; write zlib or zstd")
+
+
+def _encrypted(options: Options[str, str]) -> bool:
+    kind = options.get("encrypt.format", "aes" if _switch(options, "encryption") else "")
+    if kind not in {"", "luks"}:
+        raise UsageError(
+            "Use of AES-CBC encrypted qcow2 images is no longer supported",
+            hint="choose encrypt.format=luks",
+        )
+    return kind == "luks"
 
 
 def _preallocation(text: str) -> str:

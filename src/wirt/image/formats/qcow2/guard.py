@@ -17,6 +17,7 @@ REFBLOCK = "refcount block"
 SNAPSHOT_TABLE = "snapshot table"
 INACTIVE_L1 = "inactive L1 table"
 BITMAP = "bitmap directory"
+CRYPTO_HEADER = "LUKS header"
 
 _MOST_CLUSTERS = 4 << 20
 

@@ -26,6 +26,8 @@ from wirt.image.base import (
 from wirt.image.formats.qcow2 import bitmap as persistent
 from wirt.image.formats.qcow2.header import (
     CORRUPT,
+    CRYPT_AES,
+    CRYPT_NONE,
     DIRTY,
     KNOWN_AUTOCLEAR,
     Header,
@@ -33,7 +35,7 @@ from wirt.image.formats.qcow2.header import (
 from wirt.image.formats.qcow2.information import describe
 from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
 from wirt.image.formats.qcow2.mapping import Mapping, load_l1
-from wirt.image.formats.qcow2.reader import Reader
+from wirt.image.formats.qcow2.reader import Cipher, Reader
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.writer import Bytes, Writer
 from wirt.image.formats.qcow2.zeroes import write_zeroes
@@ -116,6 +118,16 @@ class Qcow2Image(
         self._writer: Writer | None = None
         self._recorder: persistent.Recorder | None = None
         self._refuse_unsafe(options)
+        self._encipher: Cipher | None = None
+        if volume.header.crypt_method != CRYPT_NONE:
+            self._open_ciphers(options.secret)
+
+    def _open_ciphers(self, secret: bytes | None) -> None:
+        from wirt.image.formats.qcow2.crypt import ciphers, locked
+
+        self._encipher, self._reader.decipher = locked, locked
+        if secret is not None:
+            self._encipher, self._reader.decipher = ciphers(self.volume, secret)
 
     def _refuse_unsafe(self, options: OpenOptions) -> None:
         if not options.writable or options.allow_dirty:
@@ -191,7 +203,11 @@ class Qcow2Image(
         if unknown:
             self.header.autoclear &= ~unknown
             self.volume.header_store.write_first_sector()
-        return Writer(self.volume, self._reader)
+        if self.header.crypt_method == CRYPT_AES:
+            raise UnsupportedImage("images with the legacy AES encryption are read only")
+        writer = Writer(self.volume, self._reader)
+        writer.encipher = self._encipher
+        return writer
 
     def pwrite(self, offset: int, data: Bytes) -> None:
         length = len(memoryview(data).cast("B"))

@@ -165,6 +165,9 @@ def preallocate(writer: Writer, start: int, end: int, mode: str) -> None:
         elif mode == "falloc":
             _reserve_space(volume, host, length)
         highest = max(highest, host + -(-length // size) * size)
+    if writer.encipher is not None:
+        # Whatever lies there would be deciphered: let it read as zeros.
+        write_zeroes(writer, start, end - start, end, unmap=False)
     if volume.data_storage is volume.storage and highest > volume.storage.size():
         volume.storage.truncate(highest)
 

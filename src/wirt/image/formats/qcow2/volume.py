@@ -23,10 +23,12 @@ from contextlib import contextmanager
 
 from wirt.errors import CorruptImage, ImageError, ImageIoError, OutOfBounds
 from wirt.image.base import OpenOptions, Storage
+from wirt.image.formats.qcow2.extensions import CRYPTO
 from wirt.image.formats.qcow2.guard import (
     ACTIVE_L1,
     ACTIVE_L2,
     BITMAP,
+    CRYPTO_HEADER,
     INACTIVE_L1,
     REFBLOCK,
     REFTABLE,
@@ -107,6 +109,9 @@ class Volume:
         from wirt.image.formats.qcow2.bitmap_directory import directory_extent
 
         self.guard.add(BITMAP, *directory_extent(header))
+        crypto = header.extension(CRYPTO)
+        if crypto is not None and len(crypto) == 16:
+            self.guard.add(CRYPTO_HEADER, int.from_bytes(crypto[:8]), int.from_bytes(crypto[8:]))
         self._registered = True
 
     @contextmanager
