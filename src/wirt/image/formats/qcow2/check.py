@@ -115,6 +115,7 @@ class Inspection:
                 self._walk_l2(word, active=active)
 
     def _walk_l2(self, word: int, *, active: bool) -> None:
+        self.volume.tick()
         offset, size = word & OFFSET, self.header.cluster_size
         if offset & size - 1:
             self.census.wrong(

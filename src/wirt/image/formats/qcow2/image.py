@@ -333,7 +333,7 @@ class Qcow2Image(
 
         chosen = find_snapshot(list_snapshots(self.volume), name)
         l1 = load_l1(self.storage, chosen.l1_offset, chosen.l1_size)
-        mapping = Mapping(self.storage, self.header, l1)
+        mapping = Mapping(self.storage, self.header, l1, self.volume.tick)
         view = SnapshotView(self.volume, mapping, chosen.virtual_size)
         view.backing = self.backing
         view.share_cipher(self)

@@ -17,7 +17,7 @@ from wirt.image.formats.qcow2.guard import REFBLOCK, REFTABLE, Guard
 from wirt.image.formats.qcow2.header import MAX_REFTABLE_BYTES, Header
 from wirt.image.formats.qcow2.l2 import Table
 from wirt.image.formats.qcow2.widths import pack_counts, unpack_counts
-from wirt.image.formats.qcow2.words import read_table, words_from
+from wirt.image.formats.qcow2.words import read_table, read_words
 
 BLOCK_OFFSET = ~0x1FF & ((1 << 64) - 1)
 _CACHE_BYTES = 4 << 20
@@ -50,8 +50,8 @@ class Refcounts:
         self._hint = 0
         self.released: list[tuple[int, int]] = []
         size = header.reftable_clusters << header.cluster_bits
-        raw = read_table(storage, header.reftable_offset, size, "refcount table")
-        self.table = Table(header.reftable_offset, words_from(raw), fresh=False)
+        words = read_words(storage, header.reftable_offset, size, "refcount table")
+        self.table = Table(header.reftable_offset, words, fresh=False)
 
     def register(self) -> None:
         """Tell the guard where the table and the blocks lie."""

@@ -89,8 +89,9 @@ class Shadow:
         refcounts = self.volume.refcounts
         for cluster, change in self.tally.items():
             value = refcounts.get(cluster) + change
-            if value < 0:
-                raise CorruptImage(f"cluster {cluster} would be freed although it is free")
+            counted = refcounts.block(cluster // refcounts.per_block) is not None
+            if value < 0 or not counted:
+                raise CorruptImage(f"the refcount of cluster {cluster} is too low")
             if value > refcounts.largest:
                 raise UnsupportedImage(
                     "the image's refcounts are too narrow for another reference",

@@ -18,6 +18,7 @@ first header sector: see ``shadow.py`` and ``header_store.py``.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -54,11 +55,12 @@ class Volume:
         self.options = options
         self.lock = threading.RLock()
         self.guard = Guard(header.cluster_bits)
+        self._deadline = time.monotonic() + options.budget.seconds
         table_bytes = header.l1_size * 8 + (header.reftable_clusters << header.cluster_bits)
         if table_bytes > options.budget.metadata_bytes:
             raise OutOfBounds("the image's tables exceed the budget for metadata")
         l1 = load_l1(storage, header.l1_offset, header.l1_size)
-        self.mapping = Mapping(storage, header, l1)
+        self.mapping = Mapping(storage, header, l1, self.tick)
         self.header_store = HeaderStore(storage, header, self._write_header, self.barrier)
         self._refcounts: Refcounts | None = None
         self._registered = False
@@ -84,6 +86,11 @@ class Volume:
         self._refcounts = Refcounts(self.storage, header, self.guard)
         self._registered = False
         self.register_metadata()
+
+    def tick(self) -> None:
+        """Raise OutOfBounds when the image has cost more time than its budget."""
+        if time.monotonic() > self._deadline:
+            raise OutOfBounds("the image takes longer than its budget of time")
 
     # What writers need
 
