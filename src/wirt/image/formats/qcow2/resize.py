@@ -157,19 +157,15 @@ def preallocate(writer: Writer, start: int, end: int, mode: str) -> None:
     """Allocate clusters for a range that reads as zeros: ``metadata``, ``falloc`` or ``full``."""
     volume, size = writer.volume, writer.volume.header.cluster_size
     start = -(-start // size) * size
-    highest = 0
     for _, host, length in writer.allocate(start, end - start):
         if mode == "full":
             for offset in range(host, host + length, 1 << 20):
                 volume.write_data(offset, bytes(min(1 << 20, host + length - offset)))
         elif mode == "falloc":
             _reserve_space(volume, host, length)
-        highest = max(highest, host + -(-length // size) * size)
     if writer.encipher is not None:
         # Whatever lies there would be deciphered: let it read as zeros.
         write_zeroes(writer, start, end - start, end, unmap=False)
-    if volume.data_storage is volume.storage and highest > volume.storage.size():
-        volume.storage.truncate(highest)
 
 
 def _reserve_space(volume: Volume, host: int, length: int) -> None:

@@ -71,6 +71,7 @@ class Volume:
         self._bulk = 0
         self._unflushed = False
         self._broken = ""
+        self._reserved_end = 0
 
     @property
     def refcounts(self) -> Refcounts:
@@ -146,9 +147,16 @@ class Volume:
         self._unflushed = True
         self.data_storage.pwrite(host, data)
 
-    def note_data_written(self) -> None:
-        """The caller writes guest bytes itself (``copy_file_range``)."""
+    def note_data_written(self, end: int = 0) -> None:
+        """The caller writes guest bytes itself (``copy_file_range``), up to ``end``."""
         self._unflushed = True
+        self._reserved_end = max(self._reserved_end, end)
+
+    def _cover_reserved(self) -> None:
+        """What was handed out belongs to the file, even if its last bytes are left out."""
+        end, self._reserved_end = self._reserved_end, 0
+        if end and self.data_storage is self.storage and self.storage.size() < end:
+            self.storage.truncate(end)
 
     def write_metadata(self, kind: str, offset: int, data: bytes) -> None:
         self.guard.check(offset, len(data), kind)
@@ -210,6 +218,7 @@ class Volume:
             self.barrier()
             return
         self.drain()
+        self._cover_reserved()
         self._write_new_blocks()
         self._write_raised_counts()
         self._write_links()

@@ -256,7 +256,7 @@ class Writer:
                 host, count, new = self._hosts(table, slot, offset, room >> self._bits)
                 self.link(table, slot, host, count, keep_old=not new)
                 span = count << self._bits
-            self.volume.note_data_written()
+            self.volume.note_data_written(host + span)
             yield offset, host, min(span, end - offset)
             offset += span
             self.volume.relieve()
