@@ -14,7 +14,7 @@ from tests.image.qcow2.support import (
 
 from wirt.errors import ImageError, NotFound, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions
-from wirt.image.formats.qcow2 import FORMAT
+from wirt.image.formats.qcow2 import FORMAT, tally
 
 MIB = 1 << 20
 FEATURES = {
@@ -27,7 +27,10 @@ FEATURES = {
 
 @pytest.mark.needs_qemu_img
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
-def test_random_snapshots_keep_every_disk_they_should(tmp_path, features):
+@pytest.mark.parametrize("vector", [False, True], ids=["plain", "numpy"])
+def test_random_snapshots_keep_every_disk_they_should(tmp_path, features, vector, monkeypatch):
+    if vector:
+        monkeypatch.setattr(tally, "_VECTOR_CLUSTERS", 0)
     path, rng = create(tmp_path / "a.qcow2", MIB, **features), random.Random(str(features))
     model, kept = bytearray(MIB), {}
     most = 2 if "refcount_bits" in features else 9

@@ -10,12 +10,11 @@ half. A power cut before leaves the old image with leaked clusters, one after it
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from wirt.errors import CorruptImage, ImageError, UnsupportedImage
-from wirt.image.formats.qcow2.tally import Tally
+from wirt.errors import ImageError
+from wirt.image.formats.qcow2.tally import make_tally
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.widths import pack_counts
 from wirt.image.formats.qcow2.words import words_to
@@ -24,7 +23,7 @@ from wirt.image.formats.qcow2.words import words_to
 class Shadow:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
-        self.tally = Tally(volume.header)
+        self.tally = make_tally(volume.header, volume.refcounts, volume.storage.size())
         self._taken: list[tuple[int, int]] = []
 
     def place(self, data: bytes) -> int:
@@ -55,26 +54,36 @@ class Shadow:
     def switch(self, **fields: int) -> None:
         """Make the changed refcounts and the given header fields true at one stroke."""
         volume, header = self.volume, self.volume.header
-        by_block = self._changes_by_block()
-        places = [self.reserve(1) for _ in by_block]
-        table = self._reserve_table() if by_block else 0
+        blocks = self.tally.blocks()
+        for index in blocks:
+            self.tally.final(index)
+        places = [self.reserve(1) for _ in blocks]
+        table = self._reserve_table() if blocks else 0
         volume.commit()
-        old = [(header.reftable_offset, header.reftable_clusters)] if by_block else []
-        if by_block:
+        old: list[tuple[int, int]] = []
+        freed: list[tuple[int, int]] = []
+        if blocks:
+            old.append((header.reftable_offset, header.reftable_clusters))
             offsets = array("Q", volume.refcounts.table.words)
-            for (index, changes), place in zip(by_block.items(), places, strict=True):
+            for index, place in zip(blocks, places, strict=True):
+                words = self.tally.final(index)
+                freed += self.tally.freed(index, words)
+                self.write(place << header.cluster_bits, pack_counts(words, header.refcount_order))
                 old.append((offsets[index], 1))
                 offsets[index] = place << header.cluster_bits
-                self._write_block(index, changes, place)
             self.write(table << header.cluster_bits, words_to(offsets))
             fields["reftable_offset"] = table << header.cluster_bits
         volume.barrier()
+        self._taken.clear()
         for name, value in fields.items():
             setattr(header, name, value)
-        self._taken.clear()
         volume.header_store.write_first_sector()
         volume.barrier()
-        self._settle(old)
+        volume.reload()
+        volume.freed(freed)
+        for offset, count in old:
+            volume.refcounts.release(offset >> header.cluster_bits, count)
+        volume.commit()
 
     def _reserve_table(self) -> int:
         """Reserve room for a refcount table of the size that it has after that."""
@@ -83,52 +92,6 @@ class Shadow:
             cluster = self.reserve(len(words) * 8 >> self.volume.header.cluster_bits)
             if self.volume.refcounts.table.words is words:
                 return cluster
-
-    def _changes_by_block(self) -> dict[int, list[tuple[int, int]]]:
-        by_block: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        refcounts = self.volume.refcounts
-        for cluster, change in self.tally.items():
-            value = refcounts.get(cluster) + change
-            counted = refcounts.block(cluster // refcounts.per_block) is not None
-            if value < 0 or not counted:
-                raise CorruptImage(f"the refcount of cluster {cluster} is too low")
-            if value > refcounts.largest:
-                raise UnsupportedImage(
-                    "the image's refcounts are too narrow for another reference",
-                    hint="create the image with a larger refcount_bits",
-                )
-            by_block[cluster // refcounts.per_block].append((cluster, change))
-        return by_block
-
-    def _write_block(self, index: int, changes: list[tuple[int, int]], place: int) -> None:
-        refcounts, header = self.volume.refcounts, self.volume.header
-        block = refcounts.block(index)
-        if block is None:
-            raise CorruptImage("a change of refcounts that are not stored")
-        words = array(block.words.typecode, block.words)
-        for cluster, change in changes:
-            words[cluster % refcounts.per_block] += change
-        self.write(place << header.cluster_bits, pack_counts(words, header.refcount_order))
-
-    def _settle(self, old: list[tuple[int, int]]) -> None:
-        """Read the new state back, free what held the old, and give space to the host."""
-        volume, bits = self.volume, self.volume.header.cluster_bits
-        volume.reload()
-        free = sorted(c for c, _ in self.tally.items() if volume.refcounts.get(c) == 0)
-        volume.freed(_rows(free))
-        for offset, count in old:
-            volume.refcounts.release(offset >> bits, count)
-        volume.commit()
-
-
-def _rows(clusters: list[int]) -> list[tuple[int, int]]:
-    rows: list[tuple[int, int]] = []
-    for cluster in clusters:
-        if rows and sum(rows[-1]) == cluster:
-            rows[-1] = (rows[-1][0], rows[-1][1] + 1)
-        else:
-            rows.append((cluster, 1))
-    return rows
 
 
 @contextmanager

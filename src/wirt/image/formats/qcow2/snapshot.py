@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from wirt.errors import NotFound, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import Storage
 from wirt.image.formats.qcow2.header import MAX_SNAPSHOTS
-from wirt.image.formats.qcow2.l2 import COMPRESSED, COPIED, OFFSET
+from wirt.image.formats.qcow2.l2 import COPIED, OFFSET
 from wirt.image.formats.qcow2.mapping import load_l1
 from wirt.image.formats.qcow2.shadow import Shadow, shadow
 from wirt.image.formats.qcow2.snapshot_table import Snapshot, pack_snapshots, read_snapshots
@@ -163,33 +163,15 @@ def _drop_tree(change: Shadow, l1: array[int], offset: int) -> None:
 def _own_again(change: Shadow, l1: array[int]) -> array[int]:
     """Set COPIED wherever the active disk becomes the only user; returns the new L1."""
     volume, bits = change.volume, change.volume.header.cluster_bits
-    count = _counter(change)
     result = array("Q", l1)
     for index, word in enumerate(l1):
         offset = word & OFFSET
         if not offset:
             continue
         words = _table(volume.storage, volume, word)
-        if _set_copied(words, volume.mapping.stride, bits, count):
+        if change.tally.own(words):
             change.tally.add(offset, volume.header.cluster_size, -1)
             result[index] = change.place(words_to(words)) | COPIED
-        elif count(offset >> bits) == 1:
+        elif change.tally.count(offset >> bits) == 1:
             result[index] = word | COPIED
     return result
-
-
-def _counter(change: Shadow) -> Callable[[int], int]:
-    refcounts, tally = change.volume.refcounts, change.tally
-    return lambda cluster: refcounts.get(cluster) + tally[cluster]
-
-
-def _set_copied(words: array[int], stride: int, bits: int, count: Callable[[int], int]) -> bool:
-    changed = False
-    for slot in range(0, len(words), stride):
-        entry = words[slot]
-        if entry & (COPIED | COMPRESSED) or not entry & OFFSET:
-            continue
-        if count((entry & OFFSET) >> bits) == 1:
-            words[slot] = entry | COPIED
-            changed = True
-    return changed
