@@ -37,6 +37,7 @@ SHAPES = (
 )
 INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF)
 BUDGET = Budget(seconds=1.0, metadata_bytes=16 << 20)
+READING = OpenOptions(budget=BUDGET, with_backing=False)
 
 
 @cache
@@ -44,7 +45,7 @@ def base_image(index: int) -> bytes:
     storage = Memory()
     options = SHAPES[index]
     FORMAT.create(storage, SIZE, options)
-    image = FORMAT.open(storage, OpenOptions(writable=True))
+    image = FORMAT.open(storage, OpenOptions(writable=True, with_backing=False))
     if "data_file" in options:
         return bytes(storage.data)
     rng = random.Random(index)
@@ -100,7 +101,7 @@ def exercise(data: bytes, rng: random.Random) -> None:
 
 
 def _read(data, rng):
-    image = FORMAT.open(Memory(data, read_only=True), OpenOptions(budget=BUDGET))
+    image = FORMAT.open(Memory(data, read_only=True), READING)
     image.info()
     length = min(image.virtual_size, 1 << 20)
     for _ in range(3):
@@ -113,7 +114,7 @@ def _read(data, rng):
 
 
 def _look_inside(data, rng):
-    image = FORMAT.open(Memory(data, read_only=True), OpenOptions(budget=BUDGET))
+    image = FORMAT.open(Memory(data, read_only=True), READING)
     for snapshot in image.snapshots()[:8]:
         view = image.snapshot_view(snapshot.id)
         view.pread(0, min(view.virtual_size, 65536))
@@ -124,7 +125,7 @@ def _look_inside(data, rng):
 
 
 def _write(data, rng):
-    image = FORMAT.open(Memory(data), OpenOptions(writable=True, budget=BUDGET))
+    image = FORMAT.open(Memory(data), OpenOptions(writable=True, budget=BUDGET, with_backing=False))
     size = min(image.virtual_size, SIZE)
     image.pwrite(rng.randrange(max(1, size - 5000)), bytes(min(size, 5000)))
     image.write_zeroes(0, min(size, 70_000))
@@ -144,7 +145,7 @@ def _write(data, rng):
 
 
 def _check(data, rng):
-    FORMAT.open(Memory(data, read_only=True), OpenOptions(budget=BUDGET)).check()
+    FORMAT.open(Memory(data, read_only=True), READING).check()
 
 
 def _repair(data, rng):

@@ -61,3 +61,11 @@ def test_our_empty_image_equals_qemus_for_qemu(tmp_path):
     create(tmp_path / "a.qcow2", 1 << 30)
     qemu_img("check", tmp_path / "a.qcow2")
     assert "1 GiB" in qemu_img("info", tmp_path / "a.qcow2")
+
+
+def test_zeroing_the_end_of_a_short_disk_leaves_the_rest_of_its_cluster(tmp_path):
+    (tmp_path / "base.raw").write_bytes(b"b" * 512)
+    path = create(tmp_path / "a.qcow2", 512, backing_file="base.raw", backing_fmt="raw")
+    with open_image(path, writable=True) as image:
+        image.write_zeroes(511, 1, unmap=False)
+    assert_disk(path, b"b" * 511 + b"\0", tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage, UsageError
@@ -34,7 +34,8 @@ from wirt.image.formats.qcow2.header import (
 )
 from wirt.image.formats.qcow2.information import describe
 from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
-from wirt.image.formats.qcow2.mapping import Mapping, load_l1
+from wirt.image.formats.qcow2.mapping import Mapping as ClusterMapping
+from wirt.image.formats.qcow2.mapping import load_l1
 from wirt.image.formats.qcow2.reader import Cipher, Reader
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.writer import Bytes, Writer
@@ -48,7 +49,7 @@ class Qcow2View(Image):
 
     format_name = "qcow2"
 
-    def __init__(self, volume: Volume, mapping: Mapping, size: int) -> None:
+    def __init__(self, volume: Volume, mapping: ClusterMapping, size: int) -> None:
         self.volume = volume
         self.storage = volume.storage
         self.virtual_size = size
@@ -293,6 +294,30 @@ class Qcow2Image(
         with self.bulk_write(), self.writing() as writer:
             preallocate(writer, 0, self.virtual_size, mode)
 
+    def amend(self, options: Mapping[str, str]) -> None:
+        """Change options as ``qemu-img amend -o``; the size by ``resize``."""
+        from wirt.image.formats.qcow2.amend import amend
+
+        with self.writing() as writer:
+            self._save_bitmaps()
+            amend(writer, options)
+
+    def set_backing(self, name: str | None, backing_format: str | None) -> None:
+        """Change the backing link in the header, as ``rebase -u``; None removes it."""
+        from wirt.image.formats.qcow2.amend import set_backing
+
+        with self.writing():
+            set_backing(self.volume, name, backing_format)
+
+    def make_empty(self) -> None:
+        """Drop all clusters, so that the backing image shows everywhere (after a commit)."""
+        from wirt.image.formats.qcow2.amend import make_empty
+
+        with self.writing():
+            self._record(0, self.virtual_size)
+            self._save_bitmaps()
+            make_empty(self.volume)
+
     # Snapshots
 
     def snapshots(self) -> Sequence[SnapshotInfo]:
@@ -333,7 +358,7 @@ class Qcow2Image(
 
         chosen = find_snapshot(list_snapshots(self.volume), name)
         l1 = load_l1(self.storage, chosen.l1_offset, chosen.l1_size)
-        mapping = Mapping(self.storage, self.header, l1, self.volume.tick)
+        mapping = ClusterMapping(self.storage, self.header, l1, self.volume.tick)
         view = SnapshotView(self.volume, mapping, chosen.virtual_size)
         view.backing = self.backing
         view.share_cipher(self)

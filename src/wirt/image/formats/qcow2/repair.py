@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 
-from wirt.errors import ImageIoError
+from wirt.errors import CorruptImage, ImageError, ImageIoError, UnsupportedImage
 from wirt.image.base import CheckResult
 from wirt.image.formats.qcow2.check import Inspection
 from wirt.image.formats.qcow2.header import CORRUPT, DIRTY
@@ -70,6 +70,24 @@ def _lower(volume: Volume, inspection: Inspection) -> None:
         if block.dirty:
             volume.storage.pwrite(*block.changed())
             block.clean()
+
+
+def rebuild_refcounts(volume: Volume, order: int) -> None:
+    """Give a consistent image refcounts of another width (log2 of bits)."""
+    inspection = Inspection(volume)
+    found = inspection.run()
+    if found.corruptions:
+        raise CorruptImage("the image is inconsistent", hint="repair it: wirt img check -r all")
+    if max(inspection.census.counts) >= 1 << (1 << order):
+        raise UnsupportedImage("a cluster is used more often than the new width can count")
+    before = volume.header.refcount_order
+    volume.header.refcount_order = order
+    try:
+        _rebuild(volume, inspection)
+    except ImageError:
+        volume.header.refcount_order = before
+        raise
+    volume.reload()
 
 
 def _rebuild(volume: Volume, inspection: Inspection) -> None:

@@ -80,7 +80,7 @@ def apply_snapshot(volume: Volume, name: str) -> None:
         needed = header.l1_entries_for(chosen.virtual_size)
         kept.extend([0] * (needed - len(kept)))
         words = _copy_tree(change, kept)
-        _drop_tree(change, volume.mapping.l1.words, header.l1_offset)
+        drop_tree(change, volume.mapping.l1.words, header.l1_offset)
         _switch(
             change,
             snapshots,
@@ -98,7 +98,7 @@ def delete_snapshot(volume: Volume, name: str) -> None:
         chosen = find_snapshot(snapshots, name)
         snapshots.remove(chosen)
         dropped = load_l1(volume.storage, chosen.l1_offset, chosen.l1_size).words
-        _drop_tree(change, dropped, chosen.l1_offset)
+        drop_tree(change, dropped, chosen.l1_offset)
         old = volume.mapping.l1.words
         words = _own_again(change, old)
         fields = {}
@@ -150,7 +150,7 @@ def _clear_copied(words: array[int], stride: int) -> None:
         words[slot] &= ~COPIED
 
 
-def _drop_tree(change: Shadow, l1: array[int], offset: int) -> None:
+def drop_tree(change: Shadow, l1: array[int], offset: int) -> None:
     """Give up one reference to everything below an L1 table, and the table itself."""
     volume = change.volume
     change.tally.add(offset, len(l1) * 8, -1)
