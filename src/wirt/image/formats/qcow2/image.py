@@ -72,7 +72,7 @@ class Qcow2View(Image):
         self._check_range(offset, length)
         storage = self.volume.data_storage if self._reader.decipher is None else None
         packed: Run | None = None
-        for run in self._mapping.runs(offset, length):
+        for run in self._runs(offset, length):
             if run.kind == PACKED:
                 packed = (
                     run if packed is None else packed._replace(length=packed.length + run.length)
@@ -84,6 +84,16 @@ class Qcow2View(Image):
             yield _extent(run, storage)
         if packed is not None:
             yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        """The runs of a range, taking the lock for each: other threads read meanwhile."""
+        found = self._mapping.runs(offset, length)
+        while True:
+            with self.volume.lock:
+                run = next(found, None)
+            if run is None:
+                return
+            yield run
 
     def share_cipher(self, other: Qcow2View) -> None:
         """Decipher as another view of the same file does."""
