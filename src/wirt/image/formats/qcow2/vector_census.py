@@ -13,6 +13,7 @@ from wirt.image.formats.qcow2.census import Census
 from wirt.image.formats.qcow2.header import Header
 from wirt.image.formats.qcow2.l2 import COMPRESSED, COPIED, OFFSET, ZERO
 
+_PIECE = 1 << 16
 _COPIED = np.uint64(COPIED)
 _OFFSET = np.uint64(OFFSET)
 _ODD = np.uint64(COMPRESSED | ZERO)
@@ -84,5 +85,9 @@ class VectorCensus(Census):
         return [(i, int(self._stored[i]), int(self._counts[i])) for i in where]
 
     def highest(self) -> int:
-        used = np.flatnonzero(self._stored | self._counts)
-        return int(used[-1]) if len(used) else -1
+        for end in range(self.clusters, 0, -_PIECE):
+            start = max(0, end - _PIECE)
+            used = np.flatnonzero(self._stored[start:end] | self._counts[start:end])
+            if len(used):
+                return start + int(used[-1])
+        return -1
