@@ -91,6 +91,10 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+class Disk(Memory):
+    limit = 16 << 20
+
+
 def exercise(data: bytes, rng: random.Random) -> None:
     """Do with the image what a user could do. Every part may fail, but only in one way."""
     for part in (_read, _look_inside, _write, _check, _repair):
@@ -101,7 +105,7 @@ def exercise(data: bytes, rng: random.Random) -> None:
 
 
 def _read(data, rng):
-    image = FORMAT.open(Memory(data, read_only=True), READING)
+    image = FORMAT.open(Disk(data, read_only=True), READING)
     image.info()
     length = min(image.virtual_size, 1 << 20)
     for _ in range(3):
@@ -114,7 +118,7 @@ def _read(data, rng):
 
 
 def _look_inside(data, rng):
-    image = FORMAT.open(Memory(data, read_only=True), READING)
+    image = FORMAT.open(Disk(data, read_only=True), READING)
     for snapshot in image.snapshots()[:8]:
         view = image.snapshot_view(snapshot.id)
         view.pread(0, min(view.virtual_size, 65536))
@@ -125,7 +129,7 @@ def _look_inside(data, rng):
 
 
 def _write(data, rng):
-    image = FORMAT.open(Memory(data), OpenOptions(writable=True, budget=BUDGET, with_backing=False))
+    image = FORMAT.open(Disk(data), OpenOptions(writable=True, budget=BUDGET, with_backing=False))
     size = min(image.virtual_size, SIZE)
     image.pwrite(rng.randrange(max(1, size - 5000)), bytes(min(size, 5000)))
     image.write_zeroes(0, min(size, 70_000))
@@ -145,12 +149,12 @@ def _write(data, rng):
 
 
 def _check(data, rng):
-    FORMAT.open(Memory(data, read_only=True), READING).check()
+    FORMAT.open(Disk(data, read_only=True), READING).check()
 
 
 def _repair(data, rng):
     options = OpenOptions(writable=True, allow_dirty=True, budget=BUDGET)
-    FORMAT.open(Memory(data), options).check(repair=rng.choice(("leaks", "all")))
+    FORMAT.open(Disk(data), options).check(repair=rng.choice(("leaks", "all")))
 
 
 def run_seed(seed: int) -> None:

@@ -425,8 +425,10 @@ class Qcow2Image(
     def close(self) -> None:
         """Write what waits, then close storage, data file and backing chain."""
         try:
-            self._save_bitmaps()
-            self.flush()
+            # Why nothing may be written any more was said when it happened.
+            if not self.volume.broken:
+                self._save_bitmaps()
+                self.flush()
         finally:
             if self.volume.data_storage is not self.storage:
                 self.volume.data_storage.close()

@@ -70,7 +70,8 @@ class Volume:
         """Forget half-filled clusters, because clusters are about to be freed."""
         self._bulk = 0
         self._unflushed = False
-        self._broken = ""
+        self.broken = ""
+        """Why nothing may be written any more, if so."""
         self._reserved_end = 0
 
     @property
@@ -126,8 +127,8 @@ class Volume:
     def changing(self) -> Iterator[None]:
         """Guard one change: under the lock, and a contradiction marks the image corrupt."""
         with self.lock:
-            if self._broken:
-                raise ImageIoError(self._broken)
+            if self.broken:
+                raise ImageIoError(self.broken)
             try:
                 yield
             except CorruptImage as error:
@@ -135,7 +136,7 @@ class Volume:
                 raise
 
     def _mark_corrupt(self, error: CorruptImage) -> None:
-        self._broken = f"the image was found corrupt and is no longer written: {error.message}"
+        self.broken = f"the image was found corrupt and is no longer written: {error.message}"
         if self.header.version >= 3 and not self.storage.read_only:
             self.header.incompatible |= CORRUPT
             self.header_store.write_first_sector()
@@ -185,7 +186,7 @@ class Volume:
             self.storage.flush()
         except ImageError as error:
             # What the kernel has dropped cannot be written again: stop here.
-            self._broken = f"a flush failed, so nothing more is written: {error.message}"
+            self.broken = f"a flush failed, so nothing more is written: {error.message}"
             raise
         self._unflushed = False
 
@@ -212,8 +213,8 @@ class Volume:
 
     def commit(self) -> None:
         """Bring all changes to disk, in order; returns when they are durable."""
-        if self._broken:
-            raise ImageIoError(self._broken)
+        if self.broken:
+            raise ImageIoError(self.broken)
         if self._refcounts is None:
             self.barrier()
             return
