@@ -1,0 +1,139 @@
+"""The program ``wirt``: finds the verb, runs it, and turns errors into one line and a code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from wirt.cli.table import GROUPS, verbs
+from wirt.errors import UsageError, WirtError
+from wirt.version import VERSION
+
+INTERRUPTED = 130
+INTERNAL_ERROR = 70
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``wirt`` with ``argv`` (without the program's name); return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(words)
+    except WirtError as error:
+        return _report(error, words)
+    except KeyboardInterrupt:
+        print("wirt: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away: what is left to print has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception:  # noqa: BLE001 - the last door: a user never sees a traceback unasked
+        return _internal_error(words)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds like Ctrl-C, so that what was begun is cleaned up."""
+    raise KeyboardInterrupt
+
+
+def _run(words: list[str]) -> int:
+    words = _without_leading_options(words)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        if len(words) > 1 and words[1] in verbs():
+            return _verb(words[1], ["--help"])
+        print(overview())
+        return 0 if words else 2
+    if words[0] in {"-V", "--version"}:
+        print(f"wirt {VERSION}")
+        return 0
+    return _verb(words[0], words[1:])
+
+
+def _without_leading_options(words: list[str]) -> list[str]:
+    """``wirt --debug ls`` is ``wirt ls --debug``."""
+    if words and words[0] in {"--debug", "--json", "-q", "--quiet"} and len(words) > 1:
+        return [words[1], words[0], *words[2:]]
+    return words
+
+
+def _verb(verb: str, words: list[str]) -> int:
+    if verb not in verbs():
+        import difflib
+
+        near = difflib.get_close_matches(verb, verbs(), n=1)
+        raise UsageError(
+            f"there is no verb {verb[:40]!r}",
+            hint=f"wirt {near[0]}" if near else "wirt --help lists them",
+        )
+    from importlib import import_module
+
+    from wirt.cli.arguments import make_parser
+
+    module = import_module(f"wirt.cli.commands.{verb.replace('-', '_')}")
+    parser = make_parser(verb, verbs()[verb])
+    module.configure(parser)
+    words, command = _split(words)
+    args = parser.parse_args(words)
+    args.command = [*getattr(args, "command", []), *command]
+    if args.quiet:
+        os.environ["WIRT_QUIET"] = "1"
+    code: int = module.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands behind ``--`` is a command for the guest, with options of its own."""
+    if "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
+def _report(error: WirtError, words: list[str]) -> int:
+    from wirt.cli.output import print_error
+
+    words, _ = _split(words)
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exc()
+    print_error(error, as_json="--json" in words)
+    return error.exit_code
+
+
+def _internal_error(words: list[str]) -> int:
+    error = sys.exc_info()[1]
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exc()
+    print(f"wirt: a defect in wirt: {type(error).__name__}: {error}", file=sys.stderr)
+    print("  try: the same with --debug, and report what it prints", file=sys.stderr)
+    return INTERNAL_ERROR
+
+
+def overview() -> str:
+    """Return the text of ``wirt --help``."""
+    lines = [
+        "wirt: virtual machines on this host, without a daemon",
+        "",
+        "  wirt build debian:12                  build a guest image",
+        "  wirt run debian:12 -- uname -a        run a command in a fresh machine",
+        "  wirt run debian:12 --name web -p 8080:80",
+        "",
+        "usage: wirt VERB [OPTIONS]; wirt VERB --help explains one",
+    ]
+    for title, members in GROUPS:
+        lines += ["", f"{title}:"]
+        lines += [f"  {verb:<12}{text}" for verb, text in members]
+    lines += ["", "every verb takes --json, --quiet and --debug; wirt --version"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

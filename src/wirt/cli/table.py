@@ -1,0 +1,58 @@
+"""The verbs of ``wirt``: one module each in ``wirt.cli.commands``, imported when called."""
+
+from __future__ import annotations
+
+GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Machines",
+        (
+            ("run", "make a machine from an image, start it, and run a command in it"),
+            ("create", "make a machine without starting it"),
+            ("start", "start machines"),
+            ("stop", "ask machines to power off, then see that they do"),
+            ("restart", "stop and start machines"),
+            ("pause", "stop the vCPUs; nothing is lost"),
+            ("resume", "let the vCPUs run again"),
+            ("rm", "remove machines with their disks"),
+            ("ls", "list machines"),
+            ("show", "show one machine: settings, state, what confines it, QEMU's line"),
+            ("set", "change settings of a machine"),
+            ("edit", "edit a machine's description in your editor"),
+            ("rename", "give a machine another name"),
+            ("wait", "wait until a guest answers, or a machine has stopped"),
+            ("autostart", "start every machine that is marked for it"),
+        ),
+    ),
+    (
+        "Inside a guest",
+        (
+            ("exec", "run a command in a guest"),
+            ("cp", "copy files into or out of a guest"),
+            ("console", "use a guest's serial console"),
+            ("logs", "show what a guest or its QEMU printed"),
+            ("ssh", "log in over ssh, without a network if need be"),
+            ("screenshot", "save a picture of a guest's screen"),
+        ),
+    ),
+    (
+        "Images",
+        (
+            ("build", "build a guest image from packages"),
+            ("pull", "take a published disk image"),
+            ("images", "list and remove guest images"),
+        ),
+    ),
+    (
+        "Host",
+        (
+            ("doctor", "what this host can do, and the cure for what it cannot"),
+            ("check", "check a machine description"),
+            ("schema", "print the JSON schema of machine descriptions"),
+        ),
+    ),
+)
+
+
+def verbs() -> dict[str, str]:
+    """Return verb → help."""
+    return {verb: text for _, members in GROUPS for verb, text in members}

@@ -1,0 +1,1 @@
+"""Whether KVM really runs a guest on this host."""

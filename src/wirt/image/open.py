@@ -1,0 +1,120 @@
+"""The door to images: locks, format, and the chain of files behind the named one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+from wirt.errors import CorruptImage, ImageAccessDenied, ImageError, OutOfBounds
+from wirt.image.base import Budget, Deny, Image, OpenGate, OpenOptions
+from wirt.image.formats.qcow2.image import Qcow2Image
+from wirt.image.locks import FORCED_READER, READER, WRITER, lock
+from wirt.image.probe import probe_storage
+from wirt.image.registry import find_format
+from wirt.image.storage.file import FileStorage
+
+
+@dataclass(slots=True)
+class _Chain:
+    """What has been opened so far, for limits and loops."""
+
+    options: OpenOptions
+    force_share: bool
+    files: list[tuple[int, int]] = field(default_factory=list)
+
+
+def open_image(
+    path: str,
+    *,
+    format: str | None = None,  # noqa: A002 - the word of qemu-img and of the field
+    writable: bool = False,
+    gate: OpenGate | None = None,
+    budget: Budget | None = None,
+    secret: bytes | None = None,
+    force_share: bool = False,
+    with_backing: bool = True,
+    allow_dirty: bool = False,
+) -> Image:
+    """Open an image and, as far as ``gate`` allows, the files that it names.
+
+    Without ``format`` the bytes decide (see ``wirt.image.probe``). Every file is locked as
+    QEMU locks it, until the image is closed; ``force_share`` lets a reader look at an image
+    in use. Raises ImageError with path and offset.
+    """
+    options = OpenOptions(
+        writable=writable,
+        gate=gate or Deny(),
+        budget=budget or Budget(),
+        with_backing=with_backing,
+        secret=secret,
+        allow_dirty=allow_dirty,
+    )
+    return _open(path, format, _Chain(options, force_share), depth=0)
+
+
+def _open(path: str, format_name: str | None, chain: _Chain, *, depth: int) -> Image:
+    options = chain.options if depth == 0 else replace(chain.options, writable=False)
+    storage = open_file(path, writable=options.writable, force_share=chain.force_share)
+    try:
+        _refuse_loop(storage, chain)
+        name = format_name or probe_storage(storage)
+        image = find_format(name).open(storage, options)
+    except ImageError as error:
+        storage.close()
+        error.path = error.path or path
+        raise
+    except BaseException:
+        storage.close()
+        raise
+    try:
+        _open_related(image, path, chain, depth)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def open_file(path: str, *, writable: bool, force_share: bool = False) -> FileStorage:
+    """Open and lock one file. Raises ImageError."""
+    storage = FileStorage(path, writable=writable)
+    claim = WRITER if writable else FORCED_READER if force_share else READER
+    try:
+        lock(storage.fileno() or 0, claim, path=path)
+    except BaseException:
+        storage.close()
+        raise
+    return storage
+
+
+def _refuse_loop(storage: FileStorage, chain: _Chain) -> None:
+    info = os.fstat(storage.fileno() or 0)
+    identity = (info.st_dev, info.st_ino)
+    if identity in chain.files:
+        raise CorruptImage("the backing chain comes back to this file", path=storage.name)
+    chain.files.append(identity)
+    if len(chain.files) > chain.options.budget.chain_depth:
+        raise OutOfBounds(f"the backing chain is longer than {chain.options.budget.chain_depth}")
+
+
+def _open_related(image: Image, path: str, chain: _Chain, depth: int) -> None:
+    if not isinstance(image, Qcow2Image):
+        return
+    if image.needs_data_file and image.data_file_name:
+        name = _allowed(image.data_file_name, "data-file", path, chain)
+        writable = chain.options.writable and depth == 0
+        image.attach_data_file(open_file(name, writable=writable, force_share=chain.force_share))
+    if image.backing_name and chain.options.with_backing:
+        name = _allowed(image.backing_name, "backing", path, chain)
+        image.backing = _open(name, image.backing_format, chain, depth=depth + 1)
+
+
+def _allowed(name: str, role: str, referrer: str, chain: _Chain) -> str:
+    """Return the path that ``name`` means beside ``referrer``. Raises ImageAccessDenied."""
+    if not chain.options.gate.allows(name, role=role, referrer=referrer):
+        raise ImageAccessDenied(
+            f"the image names a {role} file, which is not opened unasked: {name[:200]!r}",
+            path=referrer,
+            hint="allow it if you trust the image",
+        )
+    name = name.removeprefix("file:")
+    return os.path.join(os.path.dirname(referrer), name)

@@ -1,0 +1,27 @@
+"""All formats, in the order in which they are probed. A new format is one more line."""
+
+from __future__ import annotations
+
+import difflib
+
+from wirt.errors import UsageError
+from wirt.image.base import Format
+from wirt.image.formats import qcow2, raw
+
+FORMATS: tuple[Format, ...] = (
+    qcow2.FORMAT,
+    raw.FORMAT,
+)
+
+
+def find_format(name: str) -> Format:
+    """Return the format that ``qemu-img -f`` calls ``name``. Raises UsageError."""
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    names = [known.name for known in FORMATS]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise UsageError(
+        f"there is no image format {name[:40]!r}",
+        hint=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}",
+    )

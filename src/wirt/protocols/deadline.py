@@ -1,0 +1,30 @@
+"""A point on the monotonic clock that a whole conversation shares.
+
+A peer that drips one byte a second does not extend it, as it would a timeout for each read.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+_SHORTEST = 0.001  # a timeout of 0 still looks once at what has already arrived
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """``at`` is in seconds of time.monotonic()."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(time.monotonic() + max(seconds, _SHORTEST))
+
+    def left(self) -> float:
+        """Seconds that remain; 0.0 when the deadline has passed."""
+        return max(self.at - time.monotonic(), 0.0)
+
+    def sooner(self, seconds: float) -> Deadline:
+        """Return this deadline, or one ``seconds`` from now if that comes first."""
+        return Deadline(min(self.at, time.monotonic() + seconds))

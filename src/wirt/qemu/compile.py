@@ -1,0 +1,80 @@
+"""From a machine's description to the arguments of QEMU: a pure function.
+
+Nothing is left to QEMU's defaults (``-nodefaults``): every device is named, with an explicit
+identifier and address, in forms that QEMU 7.2 to 11 accept without a warning.
+"""
+
+from __future__ import annotations
+
+from wirt.qapi.capabilities import Capabilities
+from wirt.qapi.value import Argument, QapiObject
+from wirt.qemu import chardev, devices, display, usb
+from wirt.qemu.board import Board
+from wirt.qemu.boot import boot_arguments, disk_boot_indexes, nic_boot_indexes
+from wirt.qemu.check import check
+from wirt.qemu.drive import disk_arguments
+from wirt.qemu.firmware import firmware
+from wirt.qemu.machine import board_arguments, identity, memory, processor
+from wirt.qemu.nic import nic_arguments
+from wirt.qemu.runtime import Runtime
+from wirt.qemu.sandbox import sandbox
+from wirt.qemu.sound import audio_backend, sound
+from wirt.spec.machine import Machine
+
+
+def arguments(
+    machine: Machine, runtime: Runtime, capabilities: Capabilities
+) -> tuple[Argument, ...]:
+    """Return QEMU's arguments. Raises SpecError, and MissingDependency for absent devices."""
+    made = (
+        *identity(machine),
+        *board_arguments(machine, runtime, capabilities),
+        *processor(machine, runtime),
+        *memory(machine, runtime),
+        *firmware(machine, runtime),
+        *boot_arguments(machine, runtime),
+        *chardev.monitor(runtime),
+        *audio_backend(machine),
+        *_devices(machine, runtime),
+        *_running(machine, runtime),
+    )
+    check(made, capabilities)
+    return (*made, *(Argument(word) for word in machine.qemu.args))
+
+
+def _devices(machine: Machine, runtime: Runtime) -> list[Argument]:
+    board = Board(machine.machine_type, usb=usb.controller_kind(machine))
+    made = [
+        *display.video(machine.video, board),
+        *display.displays(machine.displays, runtime),
+        *usb.usb(machine, board),
+        *disk_arguments(machine.disks, disk_boot_indexes(machine), board, runtime),
+        *nic_arguments(machine.nics, nic_boot_indexes(machine), board, runtime),
+        *chardev.serials(machine.serials, runtime),
+        *chardev.channels(machine.channels, board, runtime),
+        *(devices.entropy(board) if machine.rng else ()),
+        *(devices.balloon(board) if machine.balloon else ()),
+        *(devices.generation_id(runtime) if machine.vmgenid else ()),
+        *devices.watchdog(machine, board),
+        *devices.panic_notifier(machine),
+        *sound(machine, board),
+    ]
+    return [*board.ports(), *made]
+
+
+def _running(machine: Machine, runtime: Runtime) -> list[Argument]:
+    rtc: QapiObject = {"base": machine.rtc.base, "clock": machine.rtc.clock}
+    if machine.rtc.drift_fix:
+        rtc["driftfix"] = "slew"
+    action: QapiObject = {"reboot": machine.actions.reboot, "panic": machine.actions.panic}
+    if machine.watchdog is not None:
+        action["watchdog"] = machine.watchdog.action
+    made = [Argument("-rtc", rtc), Argument("-action", action)]
+    if runtime.sandbox:
+        made.append(sandbox(machine))
+    made.append(Argument("-msg", {"timestamp": True}))
+    if runtime.incoming:
+        made.append(Argument("-incoming", "defer"))
+    if runtime.paused:
+        made.append(Argument("-S"))
+    return made

@@ -1,0 +1,93 @@
+"""The board, the accelerator, the processors and the memory."""
+
+from __future__ import annotations
+
+from wirt.qapi.capabilities import Capabilities
+from wirt.qapi.value import Argument, QapiObject, user_object
+from wirt.qemu.firmware import flash_nodes
+from wirt.qemu.runtime import Runtime
+from wirt.qemu.sound import AUDIO
+from wirt.spec.hardware import Cpu
+from wirt.spec.machine import Machine
+from wirt.units import MIB, format_size_exact
+
+TCG_CPU = "qemu64"
+"""Under TCG the smallest model translates fastest, and every distribution still runs on it."""
+
+_MEMORY_STEP = 8 << 10
+"""QEMU rounds ``-m`` up to 8 KiB, but not the backend, and then refuses the difference."""
+
+
+def identity(machine: Machine) -> list[Argument]:
+    """Return the name and UUID; nothing beyond the description is taken from defaults."""
+    made = [Argument("-name", {"guest": machine.name, "debug-threads": True})]
+    if machine.uuid:
+        made.append(Argument("-uuid", machine.uuid))
+    return [*made, Argument("-nodefaults"), Argument("-no-user-config")]
+
+
+def board_arguments(
+    machine: Machine, runtime: Runtime, capabilities: Capabilities
+) -> list[Argument]:
+    """Return ``-machine`` and ``-accel``."""
+    name, _, options = capabilities.resolve_machine(machine.machine_type).partition(",")
+    value: QapiObject = {"type": name, "memory-backend": "ram"}
+    for option in filter(None, options.split(",")):
+        key, _, text = option.partition("=")
+        value[key] = text or "on"
+    if not machine.hpet:
+        value["hpet"] = False
+    if not machine.acpi:
+        value["acpi"] = False
+    value.update(flash_nodes(machine))
+    if machine.firmware.secure_boot:
+        value["smm"] = True
+    if "pcspk" in machine.sound:
+        value["pcspk-audiodev"] = AUDIO
+    return [Argument("-machine", value), _accelerator(machine, runtime)]
+
+
+def _accelerator(machine: Machine, runtime: Runtime) -> Argument:
+    value: QapiObject = {"accel": runtime.accelerator}
+    if runtime.accelerator == "tcg" and machine.tcg_cache:
+        value["tb-size"] = max(1, machine.tcg_cache // MIB)
+    return Argument("-accel", value)
+
+
+def processor(machine: Machine, runtime: Runtime) -> list[Argument]:
+    """Return ``-cpu`` and ``-smp``."""
+    model = machine.cpu.model
+    if model == "auto":
+        model = "host" if runtime.accelerator == "kvm" else TCG_CPU
+    return [Argument("-cpu", model), Argument("-smp", topology(machine.cpu))]
+
+
+def topology(cpu: Cpu) -> QapiObject:
+    """Return vcpus as sockets × cores × threads; what is left open becomes cores."""
+    total = cpu.max_vcpus or cpu.vcpus
+    sockets, cores, threads = cpu.sockets, cpu.cores, cpu.threads
+    if sockets and cores:
+        threads = threads or total // (sockets * cores)
+    threads = threads or 1
+    if cores:
+        sockets = sockets or total // (cores * threads)
+    sockets = sockets or 1
+    cores = cores or total // (sockets * threads)
+    return {
+        "cpus": cpu.vcpus,
+        "maxcpus": total,
+        "sockets": sockets,
+        "cores": cores,
+        "threads": threads,
+    }
+
+
+def memory(machine: Machine, runtime: Runtime) -> list[Argument]:
+    """Return the guest's memory, rounded down to what QEMU can give."""
+    size = machine.memory // _MEMORY_STEP * _MEMORY_STEP
+    backend: QapiObject = {"qom-type": "memory-backend-ram", "id": "ram", "size": size}
+    if runtime.memory_file:
+        backend["qom-type"] = "memory-backend-file"
+        backend["mem-path"] = runtime.memory_file
+        backend["share"] = runtime.memory_shared
+    return [Argument("-m", {"size": format_size_exact(size)}), user_object(backend)]

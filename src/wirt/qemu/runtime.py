@@ -1,0 +1,55 @@
+"""What the host decides about a machine that its description leaves open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from wirt.errors import HostError
+
+_LONGEST_UNIX_PATH = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Facts of one start.
+
+    ``accelerator`` is ``kvm`` or ``tcg``. ``directory`` is the machine's: relative paths
+    are resolved against it. ``socket`` names a socket in the machine's runtime directory
+    (``qmp``, ``serial0``, the name of a channel, ``vnc0`` …). ``fd_paths`` maps the image
+    path of a disk, as the spec has it, to a descriptor that QEMU inherits instead of opening
+    the path; ``host_devices`` are those image paths that are devices of the host, where the
+    path does not show it. ``overlays`` maps the index of a disk whose writes are discarded
+    to a qcow2 overlay of its image. ``memory_file`` backs the guest's memory, with
+    ``memory_shared`` writing through to it.
+    """
+
+    accelerator: str
+    directory: str
+    socket: Callable[[str], str]
+    firmware_code: str = ""
+    uefi_variables: str = ""
+    fd_paths: Mapping[str, int] = field(default_factory=dict)
+    host_devices: Collection[str] = ()
+    overlays: Mapping[int, str] = field(default_factory=dict)
+    memory_file: str = ""
+    memory_shared: bool = False
+    incoming: bool = False
+    paused: bool = False
+    sandbox: bool = True
+    vmgenid: str = "auto"
+
+    def path(self, path: str) -> str:
+        """Return ``path``, relative to the machine's directory, as an absolute one."""
+        return os.path.join(self.directory, path)
+
+
+def unix_path(path: str) -> str:
+    """Return ``path`` if a unix socket can have it (107 bytes, unix(7)), else HostError."""
+    if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
+        raise HostError(
+            f"the socket path is too long: {path}",
+            hint=f"at most {_LONGEST_UNIX_PATH} bytes: use a shorter XDG_RUNTIME_DIR or name",
+        )
+    return path

@@ -1,0 +1,61 @@
+"""Files that are either the old or the new version, whatever is killed or cut off."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from wirt.errors import HostError, NoSpace, WirtError
+
+
+def write_file(path: str, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data``: temporary file, fsync, rename, fsync of the directory.
+
+    Raises NoSpace or HostError; the old file then stays.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        _write(temporary, data, mode)
+        os.rename(temporary, path)
+        sync_directory(os.path.dirname(path))
+    except OSError as error:
+        _remove(temporary)
+        raise host_error(error, path) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _write(path: str, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def sync_directory(path: str) -> None:
+    """Make renames and new names in ``path`` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def host_error(error: OSError, path: str) -> WirtError:
+    """Say in wirt's words what the operating system refused."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpace(f"{path}: no space left", hint="free space: wirt images, wirt ls, df -h")
+    hint = "check its owner and mode" if error.errno in {errno.EACCES, errno.EPERM} else ""
+    return HostError(f"{path}: {error.strerror}", hint=hint)

@@ -1,0 +1,184 @@
+"""Every file, directory and socket of wirt, with owner and lifetime.
+
+Nothing else builds paths.
+
+::
+
+    HOME = $WIRT_HOME, else /var/lib/wirt (root) or $XDG_DATA_HOME/wirt (users)
+    ├── vms/                  0711: QEMU's own uid passes through, nobody lists
+    │   ├── NAME/             0711 one machine; its inode is its identity
+    │   │   ├── machine.toml  0600 the description, edited by people
+    │   │   ├── state.json    0600 versioned record, see wirt.store.record
+    │   │   ├── lock          held by the wirt command that changes this machine
+    │   │   ├── run.lock      held by the QEMU process: held means running
+    │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
+    │   │   └── log/          0700 of the VM's uid: console and QEMU messages, bounded
+    │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
+    │   └── .old-XXXXXXXX/    a machine being removed; likewise
+    ├── images/               guest images, see wirt.catalog
+    └── cache/                facts that can be found again
+
+    RUN = /run/wirt (root), $XDG_RUNTIME_DIR/wirt, else /tmp/wirt-UID (users)
+    └── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs
+
+A machine's runtime directory is named by device and inode of its directory: a rename keeps
+it, a copy gets another one, and the path stays short (a socket path is at most 107 bytes).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from wirt.errors import HostError, NotFound, UsageError
+
+SOCKET_PATH_MAX = 107
+LONGEST_SOCKET_NAME = len("org.wirt.guest.0.sock") + 20
+
+
+@dataclass(frozen=True, slots=True)
+class VmPaths:
+    """The paths of one machine. ``root`` may be a directory still being made."""
+
+    root: str
+    runtime_base: str
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.root)
+
+    @property
+    def spec(self) -> str:
+        return os.path.join(self.root, "machine.toml")
+
+    @property
+    def record(self) -> str:
+        return os.path.join(self.root, "state.json")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.root, "lock")
+
+    @property
+    def run_lock(self) -> str:
+        return os.path.join(self.root, "run.lock")
+
+    @property
+    def disks(self) -> str:
+        return os.path.join(self.root, "disks")
+
+    @property
+    def uefi_variables(self) -> str:
+        return os.path.join(self.disks, "uefi-variables.fd")
+
+    @property
+    def seed(self) -> str:
+        return os.path.join(self.disks, "seed.img")
+
+    @property
+    def log(self) -> str:
+        return os.path.join(self.root, "log")
+
+    @property
+    def console_log(self) -> str:
+        return os.path.join(self.log, "console.log")
+
+    @property
+    def qemu_log(self) -> str:
+        return os.path.join(self.log, "qemu.log")
+
+    @property
+    def ssh_known_hosts(self) -> str:
+        return os.path.join(self.root, "known_hosts")
+
+    @property
+    def runtime(self) -> str:
+        """The directory of the sockets. Raises NotFound if the machine is gone."""
+        try:
+            info = os.stat(self.root)
+        except FileNotFoundError:
+            raise NotFound(f"there is no machine {self.name!r}", hint="wirt ls") from None
+        return os.path.join(self.runtime_base, f"{info.st_dev:x}-{info.st_ino:x}")
+
+    def socket(self, name: str) -> str:
+        """Return the path of the socket ``name`` (``qmp``, ``serial0``, a channel …)."""
+        return os.path.join(self.runtime, f"{name}.sock")
+
+    def guest_lock(self, port: int) -> str:
+        """The lock of a helper port: one session at a time."""
+        return os.path.join(self.runtime, f"guest{port}.lock")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """All state of wirt under one directory, and the directory of its sockets."""
+
+    root: str
+    runtime_base: str
+
+    @property
+    def vms(self) -> str:
+        return os.path.join(self.root, "vms")
+
+    @property
+    def images(self) -> str:
+        return os.path.join(self.root, "images")
+
+    @property
+    def cache(self) -> str:
+        return os.path.join(self.root, "cache")
+
+    def vm(self, name: str) -> VmPaths:
+        return VmPaths(os.path.join(self.vms, name), self.runtime_base)
+
+
+def default_home() -> Home:
+    """Return the home that the environment names. Raises UsageError for a relative one."""
+    root = os.environ.get("WIRT_HOME", "")
+    if root and not os.path.isabs(root):
+        raise UsageError(f"WIRT_HOME is {root!r}: it must be an absolute path")
+    return Home(root or _default_root(), _default_runtime())
+
+
+def home_at(root: str) -> Home:
+    """Return the home at ``root``, for programs and tests that keep their own."""
+    return Home(os.path.abspath(root), _default_runtime())
+
+
+def _default_root() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/wirt"
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return os.path.join(data or os.path.expanduser("~/.local/share"), "wirt")
+
+
+def _default_runtime() -> str:
+    if os.geteuid() == 0:
+        return "/run/wirt"
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base and os.path.isdir(base):
+        return os.path.join(base, "wirt")
+    return f"/tmp/wirt-{os.geteuid()}"  # noqa: S108 - ownership is checked by private_directory
+
+
+def private_directory(path: str, mode: int = 0o700) -> str:
+    """Make ``path`` unless it exists; refuse one that another user could have made.
+
+    Raises HostError.
+    """
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+        info = os.lstat(path)
+    except OSError as error:
+        raise HostError(
+            f"{path}: {error.strerror}", hint="set WIRT_HOME to a directory that you can write"
+        ) from error
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid not in {os.geteuid(), 0}:
+        raise HostError(
+            f"{path} is not a directory of yours",
+            hint="remove it, or set XDG_RUNTIME_DIR and WIRT_HOME to directories of yours",
+        )
+    if stat.S_IMODE(info.st_mode) & ~mode & 0o077 and info.st_uid == os.geteuid():
+        os.chmod(path, mode)
+    return path

@@ -1,0 +1,200 @@
+"""The machines of a home: names, directories, and moving them in and out of existence."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
+from wirt.spec.setting import NAME_PATTERN
+from wirt.store.atomic import host_error, sync_directory
+from wirt.store.layout import Home, VmPaths, private_directory
+from wirt.store.locks import command_lock, try_lock
+
+_NAME = re.compile(NAME_PATTERN)
+_GARBAGE_AFTER = 60.0
+"""Seconds after which a directory without a lock file belongs to nobody."""
+
+
+def check_name(name: str) -> str:
+    """Return ``name``. Raises UsageError for one that is no machine's name."""
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 40 else f"{name[:37]}…"
+        raise UsageError(
+            f"{shown!r} cannot be a machine's name",
+            hint="letters, digits, dot, dash and underscore, at most 63, no leading dot or dash",
+        )
+    return name
+
+
+def machine_names(home: Home) -> list[str]:
+    """Return the names of all machines, sorted."""
+    try:
+        with os.scandir(home.vms) as entries:
+            return sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise host_error(error, home.vms) from error
+
+
+def find(home: Home, name: str) -> VmPaths:
+    """Return the paths of an existing machine. Raises NotFound with near names."""
+    check_name(name)
+    paths = home.vm(name)
+    if os.path.isdir(paths.root):
+        return paths
+    import difflib
+
+    near = difflib.get_close_matches(name, machine_names(home), n=1)
+    raise NotFound(
+        f"there is no machine {name!r}",
+        hint=f"did you mean {near[0]!r}?" if near else "see the machines: wirt ls",
+    )
+
+
+def prepare(home: Home) -> None:
+    """Make the directories of a home, and sweep what killed commands left."""
+    private_directory(home.root, 0o711)
+    private_directory(home.vms, 0o711)
+    private_directory(home.cache, 0o711)
+    private_directory(home.runtime_base, 0o711 if os.geteuid() == 0 else 0o700)
+    sweep(home)
+
+
+@contextmanager
+def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
+    """Yield a directory to fill; it becomes the machine ``name`` when the block ends well.
+
+    Raises AlreadyExists. What a failed or killed block leaves is swept later.
+    """
+    check_name(name)
+    prepare(home)
+    if os.path.exists(home.vm(name).root):
+        raise _taken(name)
+    paths = VmPaths(os.path.join(home.vms, f".new-{secrets.token_hex(8)}"), home.runtime_base)
+    try:
+        os.mkdir(paths.root, 0o711)
+    except OSError as error:
+        raise host_error(error, paths.root) from error
+    lock = try_lock(paths.lock)
+    try:
+        os.mkdir(paths.disks, 0o700)
+        os.mkdir(paths.log, 0o700)
+        yield paths
+        sync_directory(paths.root)
+        _publish(paths, home.vm(name))
+    except BaseException:
+        _erase(paths.root)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _publish(paths: VmPaths, target: VmPaths) -> None:
+    try:
+        # A machine's directory is never empty, so rename() cannot replace one.
+        os.rename(paths.root, target.root)
+    except OSError as error:
+        if os.path.exists(target.root):
+            raise _taken(target.name) from error
+        raise host_error(error, target.root) from error
+    sync_directory(os.path.dirname(target.root))
+
+
+def _taken(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"there is a machine {name!r} already",
+        hint=f"choose another name, or remove it: wirt rm {name}",
+    )
+
+
+def rename_machine(home: Home, old: VmPaths, new: str) -> VmPaths:
+    """Give a machine another name; its locks, sockets and inode stay. Raises AlreadyExists."""
+    check_name(new)
+    target = home.vm(new)
+    if os.path.exists(target.root):
+        raise _taken(new)
+    _publish(old, target)
+    return target
+
+
+def remove_machine(home: Home, paths: VmPaths) -> None:
+    """Remove a machine whose lock the caller holds: gone by name at once, then erased."""
+    runtime = paths.runtime
+    grave = os.path.join(home.vms, f".old-{secrets.token_hex(8)}")
+    try:
+        os.rename(paths.root, grave)
+        sync_directory(home.vms)
+    except OSError as error:
+        raise host_error(error, paths.root) from error
+    _erase(runtime)
+    _erase(grave)
+
+
+def sweep(home: Home) -> None:
+    """Erase what killed commands left: directories whose lock nobody holds."""
+    try:
+        with os.scandir(home.vms) as entries:
+            left = [e.path for e in entries if e.name.startswith((".new-", ".old-"))]
+    except FileNotFoundError:
+        return
+    for path in left:
+        if _is_garbage(path):
+            with contextlib.suppress(NotFound):
+                _erase(VmPaths(path, home.runtime_base).runtime)
+            _erase(path)
+
+
+def _is_garbage(path: str) -> bool:
+    lock = os.path.join(path, "lock")
+    try:
+        if not os.path.exists(lock):
+            return time.time() - os.stat(path).st_mtime > _GARBAGE_AFTER
+        fd = try_lock(lock)
+    except OSError:
+        return False  # being erased by somebody else
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
+
+
+def _erase(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def locked(
+    home: Home, name: str, *, timeout: float = 600.0, waiting: Callable[[str], None] | None = None
+) -> Iterator[VmPaths]:
+    """Hold the lock of an existing machine. Raises NotFound, Busy."""
+    paths = find(home, name)
+
+    def tell() -> None:
+        if waiting:
+            waiting(f"waiting for another wirt command that is busy with {name!r}")
+
+    with command_lock(paths.lock, timeout=timeout, waiting=tell):
+        yield paths
+
+
+def read_spec(paths: VmPaths) -> str:
+    """Return the text of machine.toml. Raises NotFound, HostError."""
+    try:
+        with open(paths.spec, encoding="utf-8") as file:
+            return file.read(1 << 20)
+    except FileNotFoundError:
+        raise NotFound(f"{paths.spec} is missing", hint=f"wirt rm {paths.name}") from None
+    except UnicodeDecodeError as error:
+        raise HostError(f"{paths.spec} is not UTF-8 text") from error
+    except OSError as error:
+        raise host_error(error, paths.spec) from error

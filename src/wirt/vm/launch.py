@@ -1,0 +1,158 @@
+"""From a command line to a QEMU process that answers QMP, or its own words why not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+
+from wirt.errors import Busy, HostError, MissingDependency, NoSpace, QemuError, Timeout, WirtError
+from wirt.host.process import spawn
+from wirt.protocols.qmp.client import QmpClient
+
+_POLL_SECONDS = 0.003
+_MESSAGE_BYTES = 64 << 10
+
+
+@dataclass(slots=True)
+class Launched:
+    """A QEMU that answers, paused before its first instruction."""
+
+    process: subprocess.Popen[bytes]
+    qmp: QmpClient
+    messages_fd: int
+    """The reading end of its standard error."""
+
+    def kill(self) -> None:
+        """Undo the launch: the guest has not run."""
+        end(self.process)
+
+    def close(self) -> None:
+        """Let go of a QEMU that others look after now."""
+        self.qmp.close()
+        os.close(self.messages_fd)
+
+
+def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: float) -> Launched:
+    """Start QEMU and connect to it within ``timeout`` seconds. Raises QemuError, Timeout."""
+    read_fd, write_fd = os.pipe()
+    try:
+        process = spawn(
+            argv, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
+            pass_fds=inherit, new_session=True, cwd="/",
+        )  # fmt: skip
+    except BaseException:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(write_fd)
+    try:
+        qmp = _connect(process, qmp_socket, read_fd, timeout)
+    except BaseException:
+        end(process)
+        os.close(read_fd)
+        raise
+    return Launched(process, qmp, read_fd)
+
+
+def _connect(
+    process: subprocess.Popen[bytes], path: str, messages_fd: int, timeout: float
+) -> QmpClient:
+    deadline = time.monotonic() + timeout
+    while True:
+        if process.poll() is not None:
+            raise explain(_read_messages(messages_fd), process.returncode)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Timeout(
+                f"QEMU did not answer within {timeout:.0f} s", hint="the host may be overloaded"
+            )
+        if os.path.exists(path):
+            try:
+                return _negotiate(process, path, messages_fd, left)
+            except HostError:
+                pass  # the socket is bound but not yet listening
+        time.sleep(_POLL_SECONDS)
+
+
+def _negotiate(
+    process: subprocess.Popen[bytes], path: str, messages_fd: int, timeout: float
+) -> QmpClient:
+    client: QmpClient | None = None
+    try:
+        client = QmpClient.connect(path, timeout=timeout)
+        # QEMU 7.2 greets before it has made the machine: only an answered command proves it.
+        client.execute("query-status", reply=dict, timeout=timeout)
+    except WirtError as error:
+        if client is not None:
+            client.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        if process.returncode is None:
+            raise
+        raise explain(_read_messages(messages_fd), process.returncode) from error
+    return client
+
+
+def _read_messages(fd: int) -> str:
+    os.set_blocking(fd, False)
+    data = b""
+    while len(data) < _MESSAGE_BYTES:
+        try:
+            part = os.read(fd, _MESSAGE_BYTES)
+        except BlockingIOError:
+            break
+        if not part:
+            break
+        data += part
+    return data.decode(errors="replace")
+
+
+def explain(messages: str, code: int | None) -> WirtError:
+    """Turn what QEMU printed before it ended into an error with a next step."""
+    text = _clean(messages)
+    in_use = re.search(r'Failed to get (?:shared )?"\w+" lock', text)
+    if in_use:
+        image = re.search(r"Is another process using the image \[(.*?)\]", text)
+        return Busy(
+            f"the image {image[1] if image else ''} is in use by another process".replace(
+                "  ", " "
+            ),
+            hint="another machine has it open: wirt ls, or fuser IMAGE",
+        )
+    if "No space left on device" in text:
+        return NoSpace(text)
+    missing = re.search(r"'([\w.-]+)' is not a valid device model name", text)
+    if missing:
+        return MissingDependency(
+            f"this QEMU has no device {missing[1]}",
+            hint="its module may be in another package: apt install qemu-system-gui "
+            "qemu-system-modules-spice",
+        )
+    if "Cannot allocate memory" in text or "cannot set up guest memory" in text:
+        return HostError(f"not enough memory: {text}", hint="give the machine less: wirt set")
+    if not text:
+        how = f"by signal {signal.Signals(-code).name}" if code and code < 0 else f"with {code}"
+        return QemuError(f"QEMU ended {how} and said nothing", hint="wirt show --argv NAME")
+    return QemuError(text, hint="see the line: wirt show --argv NAME")
+
+
+def _clean(messages: str) -> str:
+    """QEMU's last words in one line, without its program name and time stamps."""
+    lines = []
+    for stamped in messages.splitlines():
+        named = re.sub(r"^\S*T\S+Z ", "", stamped.strip())
+        line = re.sub(r"^\S*qemu[\w.-]*: ", "", named)
+        if line and "warning:" not in line:
+            lines.append("".join(c if c.isprintable() else "?" for c in line))
+    return "; ".join(lines[-4:])[:1000]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill and reap a child that must not run."""
+    process.kill()
+    process.wait()

@@ -1,0 +1,151 @@
+"""Under root, QEMU runs as an unprivileged uid of the machine's own; its files follow.
+
+The directory of the machine, its description and its record stay root's: a QEMU that a
+guest took over must not be able to change what wirt starts next.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+
+from wirt.errors import HostError
+from wirt.host.confine import vm_uid
+from wirt.image.base import AllowLocalFiles
+from wirt.image.open import open_image
+from wirt.spec.machine import Machine
+from wirt.store.atomic import host_error
+from wirt.store.layout import Home, VmPaths, private_directory
+from wirt.store.machines import machine_names
+from wirt.store.record import Record, read_record
+from wirt.vm.preflight import image_path
+
+_UIDS = 65536
+
+
+def choose_uid(home: Home) -> int:
+    """Return a uid that no other machine of this home has; 0 when not root."""
+    if os.geteuid() != 0:
+        return 0
+    used = {read_record(home.vm(name).record).uid for name in machine_names(home)}
+    for _ in range(10 * _UIDS):
+        uid = vm_uid(secrets.randbelow(_UIDS))
+        if uid not in used:
+            return uid
+    raise HostError("every uid of wirt's range is taken by a machine")
+
+
+def make_runtime(paths: VmPaths, record: Record) -> str:
+    """Make the directory of the sockets anew. Returns its path."""
+    import shutil
+
+    path = paths.runtime
+    shutil.rmtree(path, ignore_errors=True)
+    private_directory(path)
+    if record.uid:
+        os.chown(path, record.uid, record.uid)
+    return path
+
+
+def give(paths: VmPaths, record: Record) -> None:
+    """Make the VM's uid the owner of its images and logs."""
+    if not record.uid:
+        return
+    try:
+        for directory in (paths.disks, paths.log):
+            for root, _, files in os.walk(directory):
+                os.chown(root, record.uid, record.uid)
+                for name in files:
+                    os.chown(
+                        os.path.join(root, name), record.uid, record.uid, follow_symlinks=False
+                    )
+    except OSError as error:
+        raise host_error(error, paths.root) from error
+
+
+def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
+    """Refuse files that the VM's uid cannot come to, before QEMU fails on them."""
+    if not record.uid:
+        return
+    closed = closed_directory(paths.disks, record.uid)
+    if closed:
+        raise HostError(
+            f"QEMU runs as uid {record.uid}, which may not pass {closed} to {paths.root}",
+            hint=f"chmod o+x {closed}, or set WIRT_HOME to a place where every user may pass",
+        )
+    for disk in machine.disks:
+        for backing in _backing_files(image_path(paths, disk), disk.format):
+            if not reachable(backing, record.uid, write=False):
+                raise HostError(
+                    f"QEMU runs as uid {record.uid}, which cannot read {backing}",
+                    hint=f"wirt pull {backing} makes a shared image of it; or --own-disk",
+                )
+
+
+def _backing_files(path: str, image_format: str) -> list[str]:
+    """Return the files below an overlay of ours; reading is all that is done with them."""
+    found: list[str] = []
+    if image_format != "qcow2":
+        return found
+    with open_image(path, format="qcow2", gate=AllowLocalFiles(), force_share=True) as image:
+        below = image.backing
+        while below is not None:
+            found.append(below.storage.name)
+            below = below.backing
+    return found
+
+
+def descriptors_needed(
+    paths: VmPaths, machine: Machine, record: Record
+) -> dict[str, tuple[int, bool]]:
+    """Open the images that the VM's uid cannot reach.
+
+    Returns path → (descriptor, read-only); the caller closes them. A user's own file is
+    handed to QEMU as a descriptor instead of changing its owner or mode.
+    """
+    if not record.uid:
+        return {}
+    opened: dict[str, tuple[int, bool]] = {}
+    for disk in machine.disks:
+        path = image_path(paths, disk)
+        read_only = disk.read_only or disk.media == "cdrom"
+        if not disk.image or reachable(path, record.uid, write=not read_only):
+            continue
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        try:
+            opened[disk.image] = (os.open(path, flags | os.O_CLOEXEC), read_only)
+        except OSError as error:
+            close_all(opened)
+            raise host_error(error, path) from error
+    return opened
+
+
+def close_all(opened: dict[str, tuple[int, bool]]) -> None:
+    """Close what ``descriptors_needed`` opened."""
+    for fd, _ in opened.values():
+        os.close(fd)
+
+
+def reachable(path: str, uid: int, *, write: bool) -> bool:
+    """True if ``uid``, a member of no group, can open ``path``."""
+    path = os.path.realpath(path)
+    want = stat.S_IROTH | (stat.S_IWOTH if write else 0)
+    return _grants(path, uid, want) and not closed_directory(path, uid)
+
+
+def closed_directory(path: str, uid: int) -> str:
+    """Return the first directory above ``path`` that ``uid`` may not pass, or ""."""
+    path = os.path.realpath(path)
+    while path != "/":
+        path = os.path.dirname(path)
+        if not _grants(path, uid, stat.S_IXOTH):
+            return path
+    return ""
+
+
+def _grants(path: str, uid: int, want: int) -> bool:
+    info = os.stat(path)
+    if info.st_uid == uid:
+        want <<= 6
+    return info.st_mode & want == want

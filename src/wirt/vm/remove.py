@@ -1,0 +1,34 @@
+"""Removing and renaming machines."""
+
+from __future__ import annotations
+
+from wirt.errors import WrongState
+from wirt.store.locks import run_lock_is_held
+from wirt.store.machines import locked, remove_machine, rename_machine
+from wirt.store.record import read_record
+from wirt.vm import state
+from wirt.vm.context import Context
+from wirt.vm.stop import stop_locked
+
+
+def remove(context: Context, name: str, *, force: bool = False) -> None:
+    """Remove a machine with its disks and logs; ``force`` also one that runs.
+
+    Images that were the user's own stay. Raises NotFound, WrongState.
+    """
+    with locked(context.home, name, waiting=context.say) as paths:
+        up = run_lock_is_held(paths.run_lock)
+        if up and read_record(paths.record).phase == "running" and not force:
+            raise WrongState(
+                f"{name} is running", hint=f"wirt stop {name}, or wirt rm --force {name}"
+            )
+        if up:
+            stop_locked(context, paths, timeout=0, force=True)
+        remove_machine(context.home, paths)
+
+
+def rename(context: Context, old: str, new: str) -> None:
+    """Give a machine that is down another name. Raises AlreadyExists, WrongState."""
+    with locked(context.home, old, waiting=context.say) as paths:
+        state.require_stopped(paths, "its name is in its command line")
+        rename_machine(context.home, paths, new)

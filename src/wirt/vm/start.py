@@ -1,0 +1,241 @@
+"""Starting a machine, in an order in which every step can be killed.
+
+1. the record says ``starting``; 2. QEMU starts paused, holding the run lock; 3. the console
+keeper is connected; 4. the record says ``running`` with the process; 5. the guest runs.
+Killed before 4, the next command finds a QEMU that never ran its guest, ends it and starts
+again. Killed between 4 and 5, the next command lets the guest go on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from wirt.errors import NotFound, WirtError
+from wirt.host.accel import Accelerator, choose_accelerator
+from wirt.host.confine import confinement
+from wirt.host.process import ProcessId, detach, find_program
+from wirt.host.qemu_probe import probe
+from wirt.protocols.qmp.messages import StatusInfo
+from wirt.qapi.capabilities import Capabilities
+from wirt.qemu.compile import arguments
+from wirt.qemu.render import argv as render
+from wirt.qemu.runtime import Runtime
+from wirt.spec.machine import Machine
+from wirt.spec.nic import User
+from wirt.store.layout import VmPaths
+from wirt.store.locks import run_lock_is_held, take_run_lock
+from wirt.store.machines import locked, prepare
+from wirt.store.record import Record, Run, read_record, write_record
+from wirt.vm import firmware, ownership, preflight, state
+from wirt.vm.context import Context
+from wirt.vm.keeping import console_names, start_keeper
+from wirt.vm.launch import Launched, launch
+
+DEFAULT_BINARY = "qemu-system-x86_64"
+QMP_SECONDS = 60.0
+
+
+def start(context: Context, name: str, *, paused: bool = False) -> bool:
+    """Start the machine; False if it ran already.
+
+    Raises NotFound, SpecError, HostError, MissingDependency, Busy, QemuError, Timeout.
+    """
+    prepare(context.home)
+    with locked(context.home, name, waiting=context.say) as paths:
+        if _go_on(paths):
+            return False
+        start_locked(context, paths, paused=paused)
+        return True
+
+
+def _go_on(paths: VmPaths) -> bool:
+    """True if the machine runs; finish or undo a start that was killed half-way."""
+    record = read_record(paths.record)
+    if not run_lock_is_held(paths.run_lock):
+        return False
+    if record.phase != "running":
+        end_unstarted(paths)
+        return False
+    if record.run and not record.run.paused_on_request:
+        with state.connect(paths, record) as qmp:
+            if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
+                qmp.execute("cont")
+    return True
+
+
+def end_unstarted(paths: VmPaths) -> None:
+    """End a QEMU whose start was killed: its guest never ran, so nothing is lost."""
+    holders = processes_with(paths.run_lock)
+    for process in holders:
+        process.kill()
+    for process in holders:
+        process.wait(10.0)
+
+
+def processes_with(path: str) -> list[ProcessId]:
+    """Return the processes that have ``path`` open, as far as we may look."""
+    try:
+        wanted = os.stat(path)
+    except FileNotFoundError:
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid() and _has_open(entry, wanted):
+            process = ProcessId.of(int(entry))
+            if process is not None:
+                found.append(process)
+    return found
+
+
+def _has_open(pid: str, wanted: os.stat_result) -> bool:
+    directory = f"/proc/{pid}/fd"
+    try:
+        return any(_same(f"{directory}/{fd}", wanted) for fd in os.listdir(directory))
+    except OSError:
+        return False  # gone, or another user's
+
+
+def _same(path: str, wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), wanted)
+    except OSError:
+        return False
+
+
+def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
+    """Start a machine whose lock the caller holds and which is down."""
+    machine = state.load_spec(paths)
+    record = read_record(paths.record)
+    capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
+    accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
+    context.say(f"accelerator: {accelerator.name} ({accelerator.reason})")
+    warning = preflight.check_memory(machine)
+    if warning:
+        context.say(warning)
+    preflight.check_images(paths, machine)
+    ownership.require_reachable(paths, machine, record)
+    machine = preflight.with_free_ports(machine)
+    descriptors = ownership.descriptors_needed(paths, machine, record)
+    try:
+        _start(paths, machine, record, capabilities, accelerator, descriptors, paused=paused)
+    finally:
+        ownership.close_all(descriptors)
+
+
+def _start(
+    paths: VmPaths,
+    machine: Machine,
+    record: Record,
+    capabilities: Capabilities,
+    accelerator: Accelerator,
+    descriptors: dict[str, tuple[int, bool]],
+    *,
+    paused: bool,
+) -> None:
+    runtime = runtime_of(
+        paths, machine, accelerator, {image: fd for image, (fd, _) in descriptors.items()}
+    )
+    line = command_line(machine, runtime, capabilities, record)
+    run = Run(
+        pid=0,
+        start_ticks=0,
+        boot_id=state.boot_id(),
+        started=time.time(),
+        accelerator=accelerator.name,
+        accelerator_reason=accelerator.reason,
+        argv=tuple(line),
+        paused_on_request=paused,
+        forwards=_forwards(machine),
+    )
+    ownership.make_runtime(paths, record)
+    ownership.give(paths, record)
+    record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
+    write_record(paths.record, record)
+    try:
+        launched = _launch(paths, line, list(runtime.fd_paths.values()))
+        try:
+            _settle(paths, machine, record, run, launched)
+        except BaseException:
+            launched.kill()
+            raise
+        finally:
+            launched.close()
+    except BaseException as error:
+        _record_failure(paths, record, error)
+        raise
+
+
+def _launch(paths: VmPaths, line: list[str], fds: list[int]) -> Launched:
+    lock = take_run_lock(paths.run_lock)
+    try:
+        return launch(line, paths.socket("qmp"), [lock, *fds], timeout=QMP_SECONDS)
+    finally:
+        os.close(lock)
+
+
+def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched: Launched) -> None:
+    process = ProcessId.of(launched.process.pid)
+    if process is None:
+        raise NotFound(f"QEMU {launched.process.pid} is gone")
+    start_keeper(paths, record, console_names(machine), launched.messages_fd)
+    run = msgspec.structs.replace(run, pid=process.pid, start_ticks=process.start_ticks)
+    summary = state.summarise(paths, machine)
+    write_record(
+        paths.record,
+        msgspec.structs.replace(record, phase="running", run=run, summary=summary),
+    )
+    if not run.paused_on_request:
+        launched.qmp.execute("cont")
+    detach(launched.process)
+
+
+def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> None:
+    import shutil
+
+    shutil.rmtree(paths.runtime, ignore_errors=True)
+    why = error.message if isinstance(error, WirtError) else "the start was interrupted"
+    write_record(
+        paths.record,
+        msgspec.structs.replace(record, phase="stopped", run=None, ended=f"did not start: {why}"),
+    )
+
+
+def runtime_of(
+    paths: VmPaths,
+    machine: Machine,
+    accelerator: Accelerator,
+    fds: dict[str, int] | None = None,
+) -> Runtime:
+    """Return what the host decides for this machine."""
+    files = firmware.find(machine.firmware)
+    variables = firmware.ensure_variables(paths, files.variables) if files else ""
+    return Runtime(
+        accelerator=accelerator.name,
+        directory=paths.root,
+        socket=paths.socket,
+        firmware_code=files.code if files else "",
+        uefi_variables=variables,
+        fd_paths=fds or {},
+        paused=True,
+    )
+
+
+def command_line(
+    machine: Machine, runtime: Runtime, capabilities: Capabilities, record: Record
+) -> list[str]:
+    """Return QEMU's command line with what confines it in front."""
+    binary = find_program(machine.qemu.binary or DEFAULT_BINARY)
+    line = render(binary, arguments(machine, runtime, capabilities))
+    return [*confinement(record.uid, kvm=runtime.accelerator == "kvm"), *line]
+
+
+def _forwards(machine: Machine) -> tuple[tuple[str, int, int], ...]:
+    return tuple(
+        (forward.protocol, forward.host_port, forward.guest_port)
+        for nic in machine.nics
+        if isinstance(nic.backend, User)
+        for forward in nic.backend.forwards
+    )

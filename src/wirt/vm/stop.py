@@ -1,0 +1,142 @@
+"""Stopping a machine: ask the guest, wait, and say what is done when it does not follow."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+
+import msgspec
+
+from wirt.errors import CommandRefused, ProtocolError, Timeout, WirtError, WrongState
+from wirt.host.process import ProcessId
+from wirt.protocols.qga.client import AgentClient
+from wirt.protocols.qmp.messages import StatusInfo
+from wirt.store.layout import VmPaths
+from wirt.store.locks import run_lock_is_held
+from wirt.store.machines import locked
+from wirt.store.record import Record, read_record, write_record
+from wirt.vm import state
+from wirt.vm.channels import AGENT, agent_is_open
+from wirt.vm.context import Context
+from wirt.vm.start import end_unstarted, processes_with
+
+DEFAULT_SECONDS = 90.0
+_QUIT_SECONDS = 15.0
+_AGENT_SECONDS = 5.0
+
+
+def stop(
+    context: Context, name: str, *, timeout: float = DEFAULT_SECONDS, force: bool = False
+) -> bool:
+    """Stop the machine; False if it was down already.
+
+    The guest is asked to power off and given ``timeout`` seconds, then QEMU is told to quit,
+    which is what pulling the plug is to a computer; ``force`` does that at once. Images stay
+    consistent as images in every case.
+    """
+    with locked(context.home, name, waiting=context.say) as paths:
+        return stop_locked(context, paths, timeout=timeout, force=force)
+
+
+def stop_locked(context: Context, paths: VmPaths, *, timeout: float, force: bool) -> bool:
+    """Stop a machine whose lock the caller holds."""
+    record = read_record(paths.record)
+    if not run_lock_is_held(paths.run_lock):
+        if record.phase != "stopped":
+            settle(paths, record, state.look(paths, ask=False).note)
+        return False
+    process = state.process_of(record)
+    if record.phase != "running" or process is None:
+        end_unstarted(paths)
+        settle(paths, record, "its start was interrupted")
+        return True
+    how = _power_off(context, paths, record, process, timeout) if not force else ""
+    if not how:
+        how = _quit(paths, record, process)
+    settle(paths, record, how)
+    return True
+
+
+def _power_off(
+    context: Context, paths: VmPaths, record: Record, process: ProcessId, timeout: float
+) -> str:
+    """Return how the guest went down, or "" when it did not within ``timeout`` seconds."""
+    try:
+        asked = _ask_guest(paths, record)
+    except WirtError as error:
+        context.say(f"the guest cannot be asked to power off: {error}")
+        return ""
+    context.say(f"asked the guest to power off ({asked})")
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.wait(min(1.0, max(0.01, deadline - time.monotonic()))):
+            return f"the guest powered off ({asked})"
+    context.say(f"the guest is still up after {timeout:.0f} s: QEMU is told to quit")
+    return ""
+
+
+def _ask_guest(paths: VmPaths, record: Record) -> str:
+    with state.connect(paths, record) as qmp:
+        status = qmp.execute("query-status", reply=StatusInfo).status
+        if status != "running":
+            raise WrongState(f"it is {status}, not running")
+        agent = agent_is_open(qmp)
+    if agent:
+        with (
+            contextlib.suppress(ProtocolError, Timeout),
+            AgentClient.connect(paths.socket(AGENT), timeout=_AGENT_SECONDS) as client,
+        ):
+            client.shutdown()
+            return "guest agent"
+    with state.connect(paths, record) as qmp:
+        qmp.execute("system_powerdown")
+    return "ACPI power button"
+
+
+def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
+    with (
+        contextlib.suppress(ProtocolError, Timeout, CommandRefused),
+        state.connect(paths, record, timeout=3.0) as qmp,
+    ):
+        qmp.execute("quit", timeout=3.0)
+    if process.wait(_QUIT_SECONDS):
+        return "QEMU was told to quit"
+    process.kill()
+    if not process.wait(_QUIT_SECONDS):
+        raise Timeout(
+            f"QEMU {process.pid} does not even end when killed",
+            hint="it hangs in the kernel: see its state in /proc, and the disk's",
+        )
+    return "QEMU did not answer and was killed"
+
+
+def settle(paths: VmPaths, record: Record, ended: str) -> None:
+    """Record that a machine is down, and remove its sockets."""
+    for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
+        process.wait(_QUIT_SECONDS)
+    shutil.rmtree(paths.runtime, ignore_errors=True)
+    write_record(
+        paths.record, msgspec.structs.replace(record, phase="stopped", run=None, ended=ended)
+    )
+
+
+def pause(context: Context, name: str) -> None:
+    """Stop the vCPUs; memory and devices stay. Raises WrongState, ProtocolError, Timeout."""
+    _vcpus(context, name, "stop")
+
+
+def resume(context: Context, name: str) -> None:
+    """Let the vCPUs run again."""
+    _vcpus(context, name, "cont")
+
+
+def _vcpus(context: Context, name: str, command: str) -> None:
+    with locked(context.home, name, waiting=context.say) as paths:
+        found = state.require_running(paths)
+        with state.connect(paths, found.record) as qmp:
+            qmp.execute(command)
+        run = found.record.run
+        if run is not None:
+            run = msgspec.structs.replace(run, paused_on_request=command == "stop")
+        write_record(paths.record, msgspec.structs.replace(found.record, run=run))

@@ -1,0 +1,106 @@
+"""What the whole suite shares: the guest image, built once, and what to do without tools."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from wirt.catalog.build import build_image
+from wirt.catalog.catalog import Catalog
+from wirt.catalog.recipe import Recipe
+from wirt.errors import MissingDependency
+from wirt.host.process import find_program
+
+_PROGRAMS = {"needs_qemu": "qemu-system-x86_64", "needs_qemu_img": "qemu-img"}
+
+
+def pytest_runtest_setup(item):
+    """Skip what this host has no tool for; where CI=true, let it fail instead."""
+    wanted = [mark.args[0] for mark in item.iter_markers("needs_tool")]
+    wanted += [program for name, program in _PROGRAMS.items() if item.get_closest_marker(name)]
+    for program in wanted:
+        try:
+            find_program(program)
+        except MissingDependency as error:
+            _absent(f"{error.message} ({error.hint})")
+    if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def _absent(reason):
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _cache():
+    """Where images are kept between runs: QEMU's own uid must be able to read them."""
+    path = Path(os.environ.get("WIRT_TEST_CACHE") or f"/var/tmp/wirt-tests-{os.geteuid()}")
+    path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    return path
+
+
+def _built(recipe):
+    """Return the image, built by the first process that asks for it; others wait for that."""
+    try:
+        return build_image(Catalog(_cache() / "images"), recipe)
+    except MissingDependency as error:
+        return _absent(f"{error.message} ({error.hint})")
+
+
+@pytest.fixture(scope="session")
+def guest_image():
+    """The built Debian 12 guest (a StoredImage): shared, never to be written to."""
+    return _built(Recipe(distribution="debian:12"))
+
+
+@pytest.fixture(scope="session")
+def guest_image_13():
+    """The built Debian 13 guest."""
+    return _built(Recipe(distribution="debian:13"))
+
+
+@pytest.fixture(scope="session")
+def guests():
+    """Make the modules of tests/guests importable by name: ``diskimage``, ``emulator``."""
+    directory = Path(__file__).parent / "guests"
+    for name in ("diskimage", "emulator"):
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, directory / f"{name}.py")
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+    return sys.modules
+
+
+def _disk(guests, firmware, **options):
+    """Return a disk that boots by itself, made by the first process that asks for it."""
+    module = guests["diskimage"]
+    version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:12]
+    path = _cache() / f"disk-{firmware}-{version}.raw"
+    try:
+        with Catalog(_cache()).making(f"disk-{firmware}", lambda: None):
+            if not path.exists():
+                for old in _cache().glob(f"disk-{firmware}-*"):
+                    old.unlink()
+                module.make_disk_image(path, firmware, **options)
+                path.chmod(0o444)
+    except MissingDependency as error:
+        return _absent(f"{error.message} ({error.hint})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def uefi_disk(guests):
+    """A raw Debian disk that boots by UEFI (GRUB on its ESP); never to be written to."""
+    return _disk(guests, "uefi")
+
+
+@pytest.fixture(scope="session")
+def bios_disk(guests):
+    """A raw Debian disk that boots by BIOS and has cloud-init; never to be written to."""
+    return _disk(guests, "bios", cloud_init=True)

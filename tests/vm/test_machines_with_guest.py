@@ -1,0 +1,265 @@
+"""What a user does with a real Debian guest. One machine serves the whole module."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from wirt.errors import GuestError, Timeout
+from wirt.store.machines import machine_names
+from wirt.vm import state
+from wirt.vm.create import Wish, create
+from wirt.vm.source import resolve
+from wirt.vm.start import start
+from wirt.vm.vm import Vm
+from wirt.vm.wait import wait_for_guest
+
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_guest, pytest.mark.xdist_group("guest")]
+
+
+@pytest.fixture(scope="module")
+def vm(guest_context):
+    """A running Debian 12 with a forwarded port."""
+    source = resolve(guest_context, "debian:12")
+    forward = {"host_port": 0, "guest_port": 22}
+    nics = [{"backend": {"type": "user", "forwards": [forward]}}]
+    create(guest_context, "web", source, Wish(settings={"nics": nics}))
+    start(guest_context, "web")
+    assert wait_for_guest(guest_context, "web", timeout=400) == "helper"
+    return Vm("web", guest_context)
+
+
+def test_a_command_has_its_streams_and_exit_code(vm, guest_cli):
+    done = guest_cli("exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"err\n", 7)
+
+
+def test_output_is_streamed_while_the_command_runs(vm, guest_cli):
+    words = ["exec", "web", "--", "sh", "-c", "echo first; sleep 60"]
+    with guest_cli.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"first\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    deadline = time.monotonic() + 20
+    while vm.exec(["pgrep", "-x", "sleep"], check=False).exit_code == 0:
+        assert time.monotonic() < deadline, "the interrupted command runs on in the guest"
+        time.sleep(0.5)
+
+
+def test_input_environment_directory_and_user_reach_the_command(vm, guest_cli):
+    done = guest_cli(
+        "exec", "-e", "A=b c", "-w", "/tmp", "-u", "user", "web", "--",
+        "sh", "-c", "pwd; echo $A; id -un; cat",
+        stdin=bytes(range(256)),
+    )  # fmt: skip
+    assert done.stdout == b"/tmp\nb c\nuser\n" + bytes(range(256))
+
+
+def test_a_command_that_does_not_exist_is_127(vm):
+    assert vm.exec(["no-such-program"], check=False).exit_code == 127
+    with pytest.raises(GuestError, match="no-such-program"):
+        vm.exec(["no-such-program"])
+
+
+def test_a_command_beyond_its_time_is_killed(vm):
+    with pytest.raises(Timeout):
+        vm.exec(["sleep", "77"], timeout=1)
+    assert vm.exec(["pgrep", "-f", "sleep 77"], check=False).exit_code == 1
+
+
+def test_ten_commands_at_once_share_the_ports(vm, guest_cli):
+    running = [
+        guest_cli.start("exec", "-n", "web", "--", "sh", "-c", f"sleep 0.5; echo {number}",
+                        stdout=subprocess.PIPE)
+        for number in range(10)
+    ]  # fmt: skip
+    answers = [process.communicate(timeout=120)[0] for process in running]
+    assert answers == [f"{number}\n".encode() for number in range(10)]
+
+
+def test_a_terminal_is_a_terminal(vm, guest_cli):
+    ours, theirs = pty.openpty()
+    words = ["exec", "-t", "web", "--", "sh", "-c", "tty; stty size; echo done"]
+    with guest_cli.start(*words, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        seen = _read_until(ours, b"done")
+        assert b"/dev/pts/" in seen
+        process.wait(30)
+    os.close(ours)
+
+
+def _read_until(fd, text, seconds=60):
+    seen = b""
+    deadline = time.monotonic() + seconds
+    while text not in seen:
+        assert select.select([fd], [], [], max(0, deadline - time.monotonic()))[0], seen
+        seen += os.read(fd, 4096)
+    return seen
+
+
+def test_files_are_copied_both_ways(vm, guest_cli, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    blob = os.urandom(300_000)
+    (tree / "blob").write_bytes(blob)
+    (tree / "sub" / "script").write_text("#!/bin/sh\n")
+    (tree / "sub" / "script").chmod(0o755)
+    assert guest_cli("cp", str(tree), "web:/root/").returncode == 0
+    assert guest_cli("cp", str(tree / "blob"), "web:/root/renamed").returncode == 0
+    assert vm.exec(["test", "-x", "/root/tree/sub/script"]).exit_code == 0
+    back = tmp_path / "back"
+    back.mkdir()
+    assert guest_cli("cp", "web:/root/tree", str(back)).returncode == 0
+    assert guest_cli("cp", "web:/root/renamed", str(back / "one")).returncode == 0
+    assert (back / "tree" / "blob").read_bytes() == blob == (back / "one").read_bytes()
+    assert os.access(back / "tree" / "sub" / "script", os.X_OK)
+    missing = guest_cli("cp", "web:/nowhere", str(back))
+    assert missing.returncode == GuestError.exit_code
+    assert b"nowhere" in missing.stderr
+
+
+def test_a_hostile_archive_of_a_guest_stays_inside(vm, guest_cli, tmp_path):
+    """The guest's tar is replaced by one that sends names outside."""
+    evil = (
+        "mkdir -p /tmp/e && cd /tmp/e && echo x > x && "
+        "tar --transform 's,^x,../../escaped,' -P -cf /tmp/evil.tar x && "
+        "printf '#!/bin/sh\\nexec cat /tmp/evil.tar\\n' > /usr/local/bin/tar && "
+        "chmod +x /usr/local/bin/tar"
+    )
+    vm.exec(["sh", "-c", evil])
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    try:
+        done = guest_cli("cp", "web:/tmp/x", str(inner))
+    finally:
+        vm.exec(["rm", "/usr/local/bin/tar"])
+    assert done.returncode == GuestError.exit_code
+    assert b"hostile" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
+def test_the_console_shows_and_takes_text_and_is_logged(vm, guest_cli):
+    words = ["console", "web"]
+    with guest_cli.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+        two = guest_cli.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        time.sleep(1)
+        one.stdin.write(b"\necho seen-$((40+2))\n")
+        one.stdin.flush()
+        _read_until(one.stdout.fileno(), b"seen-42")
+        _read_until(two.stdout.fileno(), b"seen-42")
+        for process in (one, two):
+            process.stdin.write(b"\x1d")
+            process.stdin.close()
+            assert process.wait(30) == 0
+        two.stdout.close()
+    assert b"seen-42" in guest_cli("logs", "web").stdout
+    assert b"login" in vm.console_log() or b"root@" in vm.console_log()
+
+
+def test_ssh_works_without_a_network(vm, guest_cli):
+    done = guest_cli("ssh", "web", "--", "id", "-un")
+    assert done.stdout == b"user\n", done.stderr
+    assert guest_cli("ssh", "-l", "root", "web", "--", "exit", "3").returncode == 3
+
+
+def test_the_forwarded_port_reaches_the_guest(vm):
+    import socket
+
+    with socket.create_connection(("127.0.0.1", vm.forwards[22]), timeout=60) as peer:
+        peer.settimeout(60)
+        assert peer.recv(4) == b"SSH-"
+
+
+def test_a_screenshot_is_a_picture(vm, guest_cli, tmp_path):
+    target = tmp_path / "screen.png"
+    assert guest_cli("screenshot", "web", str(target)).returncode == 0
+    assert target.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_paused_guest_answers_after_it_was_resumed(vm):
+    vm.pause()
+    assert vm.status == "paused"
+    vm.resume()
+    assert vm.exec(["echo", "back"]).text == "back\n"
+
+
+def test_the_line_that_is_shown_starts_the_same_machine(vm, guest_cli):
+    line = guest_cli("show", "--argv", "web").stdout.decode()
+    with open(f"/proc/{_life(vm).pid}/cmdline", "rb") as file:
+        running = file.read().rstrip(b"\0").split(b"\0")
+    shown = subprocess.run(
+        ["sh", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True
+    ).stdout.rstrip(b"\0").split(b"\0")  # fmt: skip
+    assert shown[shown.index(b"-name") :] == running[running.index(b"-name") :]
+
+
+def _life(vm):
+    return state.look(vm.context.home.vm(vm.name)).record.run
+
+
+def test_the_guest_has_what_wirt_promises(vm):
+    assert "Debian" in vm.exec(["cat", "/etc/os-release"]).text
+    assert vm.exec(["systemctl", "is-active", "qemu-guest-agent", "ssh"]).text.split() == [
+        "active",
+        "active",
+    ]
+    kernel = vm.exec(["sh", "-c", "grep VMGENID /boot/config-$(uname -r)"]).text
+    assert "CONFIG_VMGENID=y" in kernel
+    assert vm.exec(["sh", "-c", "ip -4 -o addr | grep -c 10.0.2.15"]).text == "1\n"
+
+
+def test_stop_asks_the_guest_and_the_disk_survives(vm):
+    vm.exec(["sh", "-c", "echo kept > /root/kept; sync"])
+    assert vm.stop(timeout=180)
+    assert "powered off" in state.look(vm.context.home.vm("web")).record.ended
+    vm.start()
+    vm.wait(timeout=400)
+    assert vm.exec(["cat", "/root/kept"]).text == "kept\n"
+
+
+def test_a_one_shot_machine_gives_its_exit_code_and_goes(guest_context, guest_cli):
+    before = machine_names(guest_context.home)
+    words = ["run", "debian:12", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]
+    done = guest_cli(*words, timeout=500)
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+    assert machine_names(guest_context.home) == before
+
+
+def test_what_a_killed_one_shot_leaves_is_removed_by_the_next(guest_context, guest_cli):
+    before = machine_names(guest_context.home)
+    process = guest_cli.start("run", "debian:12", "--", "true", stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while machine_names(guest_context.home) == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    (orphan,) = set(machine_names(guest_context.home)) - set(before)
+    interrupted = guest_cli.start("run", "debian:12", "--", "true", stdin=subprocess.DEVNULL)
+    while orphan in machine_names(guest_context.home) and time.monotonic() < deadline + 60:
+        time.sleep(0.05)
+    time.sleep(1)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(60) == 130
+    assert machine_names(guest_context.home) == before
+
+
+def test_the_library_does_what_its_docstring_says(guest_context):
+    code = (
+        "import wirt\n"
+        f"context = wirt.Context(wirt.home_at({guest_context.home.root!r}))\n"
+        "with wirt.run('debian:12', memory='768M', context=context) as vm:\n"
+        "    print(vm.exec(['uname', '-s']).text, vm.accelerator[0], vm.machine.memory)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True
+    )
+    assert done.stdout.split() == ["Linux", "tcg", str(768 << 20)] or "kvm" in done.stdout
