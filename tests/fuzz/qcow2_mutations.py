@@ -19,7 +19,6 @@ import zlib
 from functools import cache
 
 from tests.image.qcow2.support import Memory
-
 from wirt.errors import ImageError
 from wirt.image.base import Budget, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

@@ -4,9 +4,9 @@ import json
 import random
 
 import pytest
+
 from tests.image.qcow2.powercut import Recorder, cut
 from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img
-
 from wirt.errors import ImageIoError, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

@@ -4,8 +4,8 @@ import json
 import random
 
 import pytest
-from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img, qemu_io
 
+from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img, qemu_io
 from wirt.errors import (
     AlreadyExists,
     NotFound,

@@ -5,8 +5,8 @@ import random
 import zlib
 
 import pytest
-from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img
 
+from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img
 from wirt.errors import CorruptImage, OutOfBounds, UnsupportedImage
 from wirt.image.base import ExtentKind, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

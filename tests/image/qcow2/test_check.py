@@ -5,8 +5,8 @@ import random
 import subprocess
 
 import pytest
-from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img, qemu_io
 
+from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img, qemu_io
 from wirt.errors import UsageError
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT, check

@@ -4,8 +4,8 @@ import random
 import subprocess
 
 import pytest
-from tests.image.qcow2.support import Memory, create, open_image, qemu_img
 
+from tests.image.qcow2.support import Memory, create, open_image, qemu_img
 from wirt.errors import ImageAccessDenied, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

@@ -4,10 +4,10 @@ import random
 import threading
 
 import pytest
+
 from tests.image.qcow2.powercut import Recorder
 from tests.image.qcow2.support import Memory
 from tests.image.qcow2.test_powercut import Session, run_cuts, snapshot_session, write_session
-
 from wirt.errors import CorruptImage, ImageError, ImageIoError, ImageNoSpace, OutOfBounds
 from wirt.image.base import Budget, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT, mapping, refcount, volume

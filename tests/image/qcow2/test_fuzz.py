@@ -1,9 +1,9 @@
 """A short run of the mutation fuzzer; the long one is ``python -m tests.fuzz.qcow2_mutations``."""
 
 import pytest
+
 from tests.fuzz.qcow2_mutations import SHAPES, base_image, run_seed
 from tests.image.qcow2.support import Memory
-
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+
 from tests.image.qcow2.powercut import Recorder, cut
 from tests.image.qcow2.support import Memory
-
 from wirt.errors import ImageError
 from wirt.image.base import Image, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

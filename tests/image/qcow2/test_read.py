@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from tests.image.qcow2.support import Memory, open_image, qemu_img, qemu_io
 
+from tests.image.qcow2.support import Memory, open_image, qemu_img, qemu_io
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import ExtentKind, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

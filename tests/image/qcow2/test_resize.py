@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tests.image.qcow2.support import (
     Memory,
     assert_disk,
@@ -10,7 +11,6 @@ from tests.image.qcow2.support import (
     open_image,
     qemu_img,
 )
-
 from wirt.errors import UnsupportedImage, UsageError
 from wirt.image.base import ExtentKind, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT

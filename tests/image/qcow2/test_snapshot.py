@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tests.image.qcow2.support import (
     Memory,
     assert_disk,
@@ -11,7 +12,6 @@ from tests.image.qcow2.support import (
     qemu_img,
     qemu_io,
 )
-
 from wirt.errors import ImageError, NotFound, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT, tally

@@ -5,9 +5,9 @@ import zlib
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from tests.image.qcow2.support import Memory
 from tests.image.qcow2.test_powercut import Backing
-
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tests.image.qcow2.support import assert_disk, create, open_image, qemu_img
 
 pytestmark = pytest.mark.needs_qemu_img
