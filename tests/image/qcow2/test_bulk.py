@@ -163,3 +163,19 @@ def test_a_data_cluster_that_points_into_metadata_is_not_written():
     again = FORMAT.open(storage, OpenOptions(writable=True))
     with pytest.raises(CorruptImage, match="L2"):
         again.pwrite(0, b"y" * 512)
+
+
+def test_packing_does_not_go_on_in_a_cluster_that_was_given_away(tmp_path):
+    path, unit = create(tmp_path / "a.qcow2", MIB, cluster_size="4096"), 4096
+    with open_image(path, writable=True) as image:
+        image.write_compressed(0, deflate(b"a" * unit), b"a" * unit)
+        image.snapshot_create("s")
+        image.write_zeroes(0, unit)
+        image.snapshot_delete("s")
+        image.pwrite(8 * unit, b"data" * 8192)
+        image.write_compressed(unit, deflate(b"b" * unit), b"b" * unit)
+        expected = bytearray(MIB)
+        expected[unit : 2 * unit] = b"b" * unit
+        expected[8 * unit : 16 * unit] = b"data" * 8192
+        assert image.pread(0, MIB) == expected
+    assert_disk(path, expected, tmp_path)

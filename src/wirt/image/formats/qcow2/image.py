@@ -238,7 +238,7 @@ class Qcow2Image(
 
     def flush(self) -> None:
         if self.writable:
-            with self.volume.lock:
+            with self.volume.changing():
                 self.volume.commit()
 
     @property

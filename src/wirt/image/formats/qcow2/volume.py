@@ -43,6 +43,7 @@ from wirt.image.formats.qcow2.mapping import Mapping, load_l1
 from wirt.image.formats.qcow2.refcount import Refcounts
 
 _DIRTY_BYTES = 16 << 20
+_RELEASED = 50_000
 
 
 class Volume:
@@ -84,6 +85,7 @@ class Volume:
     def reload(self) -> None:
         """Read the tables anew: they were replaced on disk, and nothing waits in memory."""
         header = self.header
+        self._seal()
         self.mapping.forget(load_l1(self.storage, header.l1_offset, header.l1_size))
         self._refcounts = Refcounts(self.storage, header, self.guard)
         self._registered = False
@@ -208,7 +210,8 @@ class Volume:
 
     def relieve(self) -> None:
         """Commit early when too much waits in memory."""
-        if self.mapping.crowded(_DIRTY_BYTES):
+        freed = self._refcounts is not None and len(self._refcounts.released) > _RELEASED
+        if freed or self.mapping.crowded(_DIRTY_BYTES):
             self.commit()
 
     def commit(self) -> None:
@@ -272,11 +275,14 @@ class Volume:
         refcounts = self.refcounts
         if not refcounts.released:
             return
-        for seal in self.seals:
-            seal()
+        self._seal()
         self.freed(refcounts.settle())
         for block in refcounts.dirty_blocks():
             self._write_table(REFBLOCK, block)
+
+    def _seal(self) -> None:
+        for seal in self.seals:
+            seal()
 
     def freed(self, runs: list[tuple[int, int]]) -> None:
         """Give freed clusters back to the host, where the storage can."""
