@@ -29,7 +29,7 @@ from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
 from wirt.store.record import Record, Run, read_record, write_record
-from wirt.vm import firmware, ownership, preflight, state
+from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
@@ -116,6 +116,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     if warning:
         context.say(warning)
     preflight.check_images(paths, machine)
+    discard.make_overlays(paths, machine)
     ownership.require_reachable(paths, machine, record)
     machine = preflight.with_free_ports(machine)
     descriptors = ownership.descriptors_needed(paths, machine, record)
@@ -123,6 +124,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
         _start(paths, machine, record, capabilities, accelerator, descriptors, paused=paused)
     finally:
         ownership.close_all(descriptors)
+        discard.remove_overlays(paths, machine)
 
 
 def _start(
@@ -219,6 +221,8 @@ def runtime_of(
         firmware_code=files.code if files else "",
         uefi_variables=variables,
         fd_paths=fds or {},
+        host_devices=preflight.host_devices(paths, machine),
+        overlays=discard.overlay_paths(paths, machine),
         paused=True,
     )
 
