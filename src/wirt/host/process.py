@@ -119,7 +119,7 @@ def run(
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait()
+            process.communicate()
     if check and process.returncode != 0:
         words = (err or out).decode(errors="replace").strip().splitlines()
         raise HostError(

@@ -20,8 +20,6 @@ from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
 from wirt.host.process import ProcessId, detach, find_program
 from wirt.host.qemu_probe import probe
-from wirt.image.create import create_image
-from wirt.image.open import open_image
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.compile import arguments
@@ -33,7 +31,7 @@ from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
 from wirt.store.record import Record, Run, read_record, write_record
-from wirt.vm import firmware, ownership, preflight, state
+from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
@@ -120,6 +118,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     if warning:
         context.say(warning)
     preflight.check_images(paths, machine)
+    discard.make_overlays(paths, machine)
     ownership.require_reachable(paths, machine, record)
     machine = preflight.with_free_ports(machine)
     descriptors = ownership.descriptors_needed(paths, machine, record)
@@ -127,6 +126,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
         _start(paths, machine, record, capabilities, accelerator, descriptors, paused=paused)
     finally:
         ownership.close_all(descriptors)
+        discard.remove_overlays(paths, machine)
 
 
 def _start(
@@ -141,11 +141,7 @@ def _start(
 ) -> None:
     machine = _for_tcg(machine, record, accelerator)
     fds = {image: fd for image, (fd, _) in descriptors.items()}
-    runtime = replace(
-        runtime_of(paths, machine, accelerator),
-        fd_paths=fds,
-        overlays=_scratch_overlays(paths, machine),
-    )
+    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -220,19 +216,6 @@ def _for_tcg(machine: Machine, record: Record, accelerator: Accelerator) -> Mach
     return msgspec.structs.replace(machine, boot=boot)
 
 
-def _scratch_overlays(paths: VmPaths, machine: Machine) -> dict[int, str]:
-    """Make the overlays that take what disks with ``discard_writes`` are not to keep."""
-    overlays = {}
-    for index, disk in enumerate(machine.disks):
-        if disk.discard_writes:
-            image = preflight.image_path(paths, disk)
-            with open_image(image, format=disk.format, with_backing=False) as opened:
-                size = opened.virtual_size
-            overlays[index] = os.path.join(paths.disks, f"discard{index}.qcow2")
-            create_image(overlays[index], "qcow2", size, backing=image, backing_format=disk.format)
-    return overlays
-
-
 def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Runtime:
     """Return what the host decides for this machine."""
     files = firmware.find(machine.firmware)
@@ -243,6 +226,8 @@ def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Ru
         socket=paths.socket,
         firmware_code=files.code if files else "",
         uefi_variables=variables,
+        host_devices=preflight.host_devices(paths, machine),
+        overlays=discard.overlay_paths(paths, machine),
         paused=True,
     )
 

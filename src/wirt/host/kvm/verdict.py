@@ -67,7 +67,7 @@ def _try() -> Verdict:
         return _unusable(f"a guest of 200 bytes did not end within {_TRIAL_SECONDS:.0f} s")
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     try:
         answer = msgspec.json.decode(out[:_MAX_ANSWER], type=_Answer)
     except msgspec.MsgspecError:
