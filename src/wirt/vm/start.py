@@ -33,8 +33,10 @@ from wirt.store.machines import locked, prepare
 from wirt.store.record import Record, Run, read_record, write_record
 from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec, summarise
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
+from wirt.vm.monitor import connect
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -62,7 +64,7 @@ def _go_on(paths: VmPaths) -> bool:
         end_unstarted(paths)
         return False
     if record.run and not record.run.paused_on_request:
-        with state.connect(paths, record) as qmp:
+        with connect(paths, record) as qmp:
             if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
                 qmp.execute("cont")
     return True
@@ -109,7 +111,7 @@ def _same(path: str, wanted: os.stat_result) -> bool:
 
 def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
     """Start a machine whose lock the caller holds and which is down."""
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     record = read_record(paths.record)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
     accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
@@ -186,7 +188,7 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
         raise NotFound(f"QEMU {launched.process.pid} is gone")
     start_keeper(paths, record, console_names(machine), launched.messages_fd)
     run = msgspec.structs.replace(run, pid=process.pid, start_ticks=process.start_ticks)
-    summary = state.summarise(paths, machine)
+    summary = summarise(paths, machine)
     write_record(
         paths.record,
         msgspec.structs.replace(record, phase="running", run=run, summary=summary),
