@@ -217,3 +217,21 @@ def test_a_pid_given_to_a_stranger_is_never_signalled():
     namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     done = run([*namespace, sys.executable, "-c", script], env={"PYTHONPATH": path})
     assert done.stdout.split() == [b"True", b"False", b"False", b"True", b"None"]
+
+
+def test_a_mortal_program_ends_with_its_parent():
+    code = (
+        "import subprocess,time\n"
+        "from wirt.host.process import mortal\n"
+        "child=subprocess.Popen(mortal(['sleep','60']))\n"
+        "print(child.pid,flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child = ProcessId.of(int(parent.stdout.readline()))
+    time.sleep(0.3)
+    assert child.alive()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert child.wait(10)

@@ -144,13 +144,13 @@ def _with_facts(machine: Machine, runtime: Runtime, base: Path, root: Path) -> I
     fds = {}
     for image in runtime.fd_paths:
         disk = next(disk for disk in machine.disks if disk.image == image)
-        flags = os.O_RDONLY if disk.media == "cdrom" or disk.read_only else os.O_RDWR
+        read_only = disk.media == "cdrom" or disk.read_only or disk.discard_writes
+        flags = os.O_RDONLY if read_only else os.O_RDWR
         fds[image] = os.open(root / image.lstrip("/"), flags)
     overlays = {}
     for index in runtime.overlays:
         overlays[index] = str(base / f"overlay{index}.qcow2")
-        backing = str(root / machine.disks[index].image)
-        _qemu_img("create", "-q", "-f", "qcow2", "-b", backing, "-F", "raw", overlays[index])
+        _qemu_img("create", "-q", "-f", "qcow2", overlays[index], "4M")
     memory = runtime.memory_file and str(base / "memory")
     if memory:
         with open(memory, "wb") as file:

@@ -100,6 +100,14 @@ def spawn(
         raise HostError(f"{argv[0]} cannot be started: {error}") from error
 
 
+def mortal(argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` so that the kernel kills the program when the calling thread ends.
+
+    For helpers that must not outlive us, even if we are killed.
+    """
+    return [find_program("setpriv"), "--pdeathsig=KILL", "--", *argv]
+
+
 def detach(process: subprocess.Popen[bytes]) -> None:
     """Let a child live on by itself; should it end while we are here, it is reaped."""
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()

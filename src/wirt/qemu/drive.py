@@ -89,7 +89,7 @@ def disk_values(
     if not disk.image:
         return DiskValues(None, (), (), tuple(devices))
     return DiskValues(
-        fd_set=None if disk.discard_writes else block.fd_set(disk, index, runtime),
+        fd_set=block.fd_set(disk, index, runtime),
         objects=tuple(block.limits_objects(disk, index)),
         nodes=tuple(block.disk_nodes(disk, index, runtime)),
         devices=tuple(devices),
