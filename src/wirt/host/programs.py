@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wirt.errors import WirtError
 from wirt.host.finding import Finding, Status
 from wirt.host.process import find_program
-from wirt.host.qemu_probe import probe
+from wirt.host.qemu_probe import MODULE_DIRECTORIES, probe
 from wirt.qapi.capabilities import Capabilities
 
 OLDEST = (7, 2, 0)
@@ -41,7 +41,6 @@ _PARTS = (
     _Part("swtpm", "swtpm", "swtpm", "no machine has a TPM"),
     _Part("vde", "vde_switch", "vde2", "no virtual switches"),
 )
-_MODULE_DIRECTORIES = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def judge_qemu(capabilities: Capabilities) -> Finding:
 
 def _modules() -> list[Finding]:
     """Say which modules are absent. A QEMU without module directory has all built in."""
-    directories = [path for pattern in _MODULE_DIRECTORIES for path in glob.glob(pattern)]
+    directories = [path for pattern in MODULE_DIRECTORIES for path in glob.glob(pattern)]
     present = {name for path in directories for name in os.listdir(path) if name.endswith(".so")}
     return [_module(module, present) for module in _MODULES] if present else []
 
