@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
+from wirt.host.confine import group_name
 from wirt.host.cpu import Cpu, host_cpu
 from wirt.host.finding import Finding
 from wirt.host.kernel import read_line
-from wirt.host.kvm.verdict import DEVICE, Verdict, cached_verdict
+from wirt.host.kvm.verdict import DEVICE, Verdict, cached_verdict, permission_hint
 
 
 def acceleration(cache_dir: str) -> list[Finding]:
@@ -29,8 +30,10 @@ def _device() -> Finding:
     except OSError:
         return Finding("kvm-device", DEVICE, "info", "absent")
     may = os.access(DEVICE, os.R_OK | os.W_OK)
-    detail = f"mode {info.st_mode & 0o777:o} of group {info.st_gid}"
-    return Finding("kvm-device", DEVICE, "ok" if may else "warn", detail)
+    detail = f"mode {info.st_mode & 0o777:o}, group {group_name(info.st_gid)}"
+    if may:
+        return Finding("kvm-device", DEVICE, "ok", detail)
+    return Finding("kvm-device", DEVICE, "warn", f"not for you: {detail}", permission_hint(DEVICE))
 
 
 def judge(verdict: Verdict) -> Finding:

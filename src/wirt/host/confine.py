@@ -113,14 +113,15 @@ def parse_status(text: str) -> Confinement:
     return Confinement(
         uid=int(values["Uid"][1]),
         gid=int(values["Gid"][1]),
-        groups=tuple(_group_name(int(gid)) for gid in values.get("Groups", [])),
+        groups=tuple(group_name(int(gid)) for gid in values.get("Groups", [])),
         no_new_privileges=values.get("NoNewPrivs") == ["1"],
         seccomp=_SECCOMP.get(values.get("Seccomp", ["0"])[0], "none"),
         capabilities=values["CapEff"][0],
     )
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Return the name of a group; its number where it has none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -11,7 +11,14 @@ from wirt.host import accel
 from wirt.host.cpu import Cpu
 from wirt.host.kvm import verdict as module
 from wirt.host.kvm.trial import MSR_FAILURE, STEPS
-from wirt.host.kvm.verdict import Verdict, cached_verdict, closed_device, judge, verdict
+from wirt.host.kvm.verdict import (
+    Verdict,
+    cached_verdict,
+    closed_device,
+    judge,
+    permission_hint,
+    verdict,
+)
 
 
 def output(*answers):
@@ -72,7 +79,7 @@ OFF = Cpu("GenuineIntel", "", frozenset())
         (errno.ENOENT, GUEST, "no-device", "nested"),
         (errno.ENOENT, OFF, "no-device", "firmware"),
         (errno.ENODEV, BARE, "no-device", "modprobe kvm_intel"),
-        (errno.EACCES, BARE, "no-permission", "usermod -aG kvm"),
+        (errno.EACCES, BARE, "no-permission", "kvm"),
         (errno.EPERM, BARE, "no-permission", "--device /dev/kvm"),
     ],
 )
@@ -80,6 +87,23 @@ def test_a_closed_device_is_explained_with_its_cure(number, cpu, fault, hint):
     found = closed_device(OSError(number, os.strerror(number)), cpu)
     assert (found.usable, found.fault) == (False, fault)
     assert hint in found.hint
+
+
+@pytest.mark.needs_root
+def test_the_cure_for_a_closed_device_depends_on_its_group(tmp_path):
+    device = tmp_path / "kvm"
+    device.touch()
+    os.chown(device, 0, 54321)
+    device.chmod(0o660)
+    assert permission_hint(str(device)).startswith("usermod -aG 54321 $USER")
+    device.chmod(0o600)
+    assert "chgrp kvm" in permission_hint(str(device))
+
+
+def test_the_deadline_is_kept_by_the_kernel(monkeypatch):
+    """The trial's process is ended from outside, whatever it is doing."""
+    monkeypatch.setattr(module, "_TRIAL_SECONDS", 0.000001)
+    assert module._try().fault == "no-answer"
 
 
 def test_the_verdict_here_has_a_reason_and_a_hint_if_unusable():

@@ -9,9 +9,9 @@ Some hosts offer /dev/kvm and run firmware on it, yet cannot run a kernel: their
 KVM emulates instructions instead of running them, and its emulator does not know all. An
 example, seen with a KVM that has neither VT-x nor AMD-V below it: Debian's kernel creeps at
 a million instructions in a second, and after half a minute dies at its first ``lock
-cmpxchg16b`` (the kernel's allocator); ``int3`` (which a kernel tests when it patches
-itself), ``xsave``, ``popcnt`` and ``clac`` fail likewise; and QEMU itself aborts with
-``-cpu host`` because MSR 0x10A, which KVM offers, cannot be set.
+cmpxchg16b`` (the kernel's allocator), although KVM's CPUID offers it. ``int3`` (which a
+kernel tests when it patches itself) fails likewise; and QEMU itself aborts with ``-cpu
+host`` because MSR 0x10A, which KVM offers too, cannot be set.
 
 So the payload enters long mode with paging on and executes what is in ``STEPS``. After
 each step it writes its number to port 0xE0; a fault writes its vector to port 0xE1.
@@ -246,6 +246,7 @@ class Machine:
         self.vcpu = fcntl.ioctl(self.vm, _CREATE_VCPU, 0)
         self.run = mmap.mmap(self.vcpu, fcntl.ioctl(self.kvm, _GET_VCPU_MMAP_SIZE, 0))
         fcntl.ioctl(self.vcpu, _SET_CPUID2, self.cpuid)
+        self.loses_msr = self._loses_msr()  # before the first KVM_RUN, as QEMU does
         self._set_registers()
 
     def _supported_cpuid(self) -> bytearray:
@@ -279,7 +280,7 @@ class Machine:
         _, _, port, _, offset = struct.unpack_from("<BBHIQ", self.run, 32)
         return reason, port, self.run[offset]
 
-    def loses_msr(self) -> bool:
+    def _loses_msr(self) -> bool:
         """True if KVM offers ARCH_CAPABILITIES and cannot set it: ``-cpu host`` then aborts."""
         if not self.features.arch_capabilities:
             return False
@@ -335,7 +336,7 @@ def try_guest(report: Callable[[int], None]) -> tuple[int, str]:
 
 def _ending(machine: Machine, reason: int, port: int, value: int, done: int) -> str:
     if reason == _EXIT_HLT and done == len(STEPS) - 1:
-        return MSR_FAILURE if machine.loses_msr() else ""
+        return MSR_FAILURE if machine.loses_msr else ""
     if reason == _EXIT_IO and port == _FAULT_PORT:
         return f"the CPU raised exception {value}"
     if reason == _EXIT_HLT:

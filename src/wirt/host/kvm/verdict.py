@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from wirt.host import cache
+from wirt.host.confine import device_group, group_name
 from wirt.host.cpu import Cpu, host_cpu
 from wirt.host.kvm.trial import MSR_FAILURE, STEPS
 from wirt.host.process import detach, spawn
@@ -67,8 +68,7 @@ def closed_device(error: OSError, cpu: Cpu) -> Verdict:
     """Explain why /dev/kvm cannot be opened."""
     if error.errno == errno.EACCES:
         return _unusable(
-            "no-permission", f"you may not open {DEVICE}",
-            "usermod -aG kvm $USER, then log in again",
+            "no-permission", f"you may not open {DEVICE}", permission_hint(DEVICE)
         )  # fmt: skip
     if error.errno == errno.EPERM:
         return _unusable(
@@ -79,6 +79,14 @@ def closed_device(error: OSError, cpu: Cpu) -> Verdict:
         return _unusable("no-device", f"there is no {DEVICE}", _device_hint(cpu))
     words = f"{DEVICE} cannot be opened: {error.strerror}"
     return _unusable("no-device", words, _device_hint(cpu))
+
+
+def permission_hint(device: str) -> str:
+    """Return how an ordinary user comes to a device: join its group, or give it one."""
+    group = device_group(device)
+    if group:
+        return f"usermod -aG {group_name(group)} $USER, then log in again"
+    return f"as root: groupadd --system --force kvm; chgrp kvm {device}; chmod 660 {device}"
 
 
 def _device_hint(cpu: Cpu) -> str:
@@ -99,7 +107,7 @@ def _for_qemu(found: Verdict) -> Verdict:
     return _unusable(
         "no-permission",
         f"only root may open {DEVICE} ({stat.filemode(info.st_mode)}), and QEMU never runs as root",
-        f"groupadd --system --force kvm; chgrp kvm {DEVICE}; chmod 660 {DEVICE}",
+        permission_hint(DEVICE),
     )
 
 
