@@ -245,11 +245,12 @@ class ProcessId:
         return _start_ticks(self.pid) == self.start_ticks
 
     def _open(self) -> int | None:
+        """Return a pidfd, also of a zombie: its other threads may still hold files and locks."""
         try:
             fd = os.pidfd_open(self.pid)
         except OSError:
             return None
-        if self.alive():
+        if _stat(self.pid)[1] == self.start_ticks:
             return fd
         os.close(fd)
         return None
@@ -291,12 +292,18 @@ class ProcessId:
 
 
 def _start_ticks(pid: int) -> int | None:
+    state, ticks = _stat(pid)
+    return None if state in {b"Z", b"X"} else ticks
+
+
+def _stat(pid: int) -> tuple[bytes, int | None]:
+    """Return the state and the start time of a process; no time if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             after_name = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return b"", None
     # Fields 3 (state) and 22 (starttime) of proc(5); the name may hold spaces and parentheses.
-    if len(after_name) < 20 or after_name[0] in {b"Z", b"X"}:
-        return None
-    return int(after_name[19])
+    if len(after_name) < 20:
+        return b"", None
+    return after_name[0], int(after_name[19])
