@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from wirt.errors import HostError, MissingDependency, Timeout
-from wirt.host.process import ProcessId, detach, find_program, run, spawn
+from wirt.host.process import detach, find_program, run, spawn
+from wirt.host.process_id import ProcessId
 
 
 @pytest.fixture
@@ -163,6 +164,16 @@ def test_no_such_process_has_no_identity():
         assert ProcessId.of(int(file.read())) is None
 
 
+def _until_named(pid, name):
+    """The kernel lets us go on a moment before it renames the process."""
+    for _ in range(1000):
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            if file.read() == f"{name}\n":
+                return
+        time.sleep(0.01)
+    pytest.fail(f"process {pid} is not named {name}")
+
+
 @pytest.mark.parametrize("name", ["a) Z 1 (b", "((((", ") )", "x y z"], ids=repr)
 def test_a_hostile_process_name_does_not_confuse(tmp_path, name):
     """The name stands in /proc/PID/stat between parentheses, unescaped."""
@@ -181,7 +192,7 @@ def test_a_hostile_process_name_does_not_confuse(tmp_path, name):
 
 _REUSE = """
     import os, signal, subprocess, sys, time
-    from wirt.host.process import ProcessId
+    from wirt.host.process_id import ProcessId
 
     first = subprocess.Popen(["sleep", "1000"])
     old = ProcessId.of(first.pid)

@@ -158,3 +158,12 @@ def test_insisting_on_kvm_in_vain_is_an_error_with_the_reason(monkeypatch):
 def test_tcg_needs_no_verdict(monkeypatch):
     monkeypatch.setattr(accel, "cached_verdict", None)
     assert accel.choose_accelerator("tcg", cache_dir="").name == "tcg"
+
+
+def test_a_qemu_without_kvm_runs_in_software_whatever_the_host_can(monkeypatch):
+    monkeypatch.setattr(accel, "cached_verdict", None)
+    chosen = accel.choose_accelerator("auto", cache_dir="", built_in={"tcg", "qtest"})
+    assert chosen.name == "tcg"
+    assert "no KVM" in chosen.reason
+    with pytest.raises(MissingDependency, match="no KVM"):
+        accel.choose_accelerator("kvm", cache_dir="", built_in={"tcg"})

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from wirt.host import cache
 from wirt.host.cpu import Cpu, host_cpu
 from wirt.host.kvm.trial import MSR_FAILURE, STEPS
 from wirt.host.process import detach, spawn
@@ -160,36 +161,17 @@ def cached_verdict(cache_dir: str) -> Verdict:
     """Return the verdict, tried once for each boot, kernel, /dev/kvm and user."""
     path = os.path.join(cache_dir, "kvm.json")
     host = _host()
-    known = _read(path)
-    if known is not None and known.host == host and _holds(known):
+    known = cache.read(path, _Cached)
+    if known is not None and (known.format, known.host) == (_FORMAT, host) and _holds(known):
         return known.verdict
     fresh = verdict()
     expires = time.time() + _PATIENCE if fresh.fault == "no-answer" else 0.0
-    _write(path, _Cached(_FORMAT, host, fresh, expires))
+    cache.write(path, _Cached(_FORMAT, host, fresh, expires))
     return fresh
 
 
 def _holds(known: _Cached) -> bool:
     return known.expires == 0 or 0 <= known.expires - time.time() <= _PATIENCE
-
-
-def _read(path: str) -> _Cached | None:
-    try:
-        with open(path, "rb") as file:
-            known = msgspec.json.decode(file.read(_MAX_ANSWER), type=_Cached)
-    except (OSError, msgspec.MsgspecError):
-        return None  # absent or damaged: it is a cache
-    return known if known.format == _FORMAT else None
-
-
-def _write(path: str, cached: _Cached) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(cached))
-        os.rename(temporary, path)
-    except OSError:
-        return  # a cache that cannot be written costs time only
 
 
 def _host() -> str:
