@@ -7,11 +7,13 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from wirt.errors import HostError, MissingDependency, Timeout
-from wirt.host.process import ProcessId, detach, find_program, run, spawn
+from wirt.host.process import detach, find_program, run, spawn
+from wirt.host.process_id import ProcessId
 
 
 @pytest.fixture
@@ -179,7 +181,9 @@ def test_a_hostile_process_name_does_not_confuse(tmp_path, name):
     program.symlink_to(find_program("sleep"))
     process = spawn([str(program), "1000"])
     try:
-        _until_named(process.pid, name)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{process.pid}/comm").read_text() != f"{name}\n":
+            assert time.monotonic() < deadline, "the name did not become the program's"
         assert ProcessId.of(process.pid).alive()
     finally:
         process.kill()
@@ -188,7 +192,7 @@ def test_a_hostile_process_name_does_not_confuse(tmp_path, name):
 
 _REUSE = """
     import os, signal, subprocess, sys, time
-    from wirt.host.process import ProcessId
+    from wirt.host.process_id import ProcessId
 
     first = subprocess.Popen(["sleep", "1000"])
     old = ProcessId.of(first.pid)

@@ -9,7 +9,8 @@ import pytest
 
 from wirt.errors import MissingDependency, QemuError, SpecError
 from wirt.host import qemu_probe
-from wirt.host.process import ProcessId, run
+from wirt.host.process import run
+from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
 from wirt.qapi.capabilities import Capabilities
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from wirt.errors import AlreadyExists, Busy, HostError, NotFound, QemuError, SpecError, UsageError
-from wirt.host.process import ProcessId
+from wirt.host.process_id import ProcessId
 from wirt.image.create import create_image
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import machine_names

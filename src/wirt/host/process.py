@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import selectors
 import shlex
 import shutil
@@ -222,81 +221,3 @@ def describe_end(returncode: int) -> str:
 def _last_words(output: bytes) -> str:
     lines = [line.strip() for line in output[-4096:].decode(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "it said nothing")
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessId:
-    """A process named by pid and start time (clock ticks since boot): never a stranger's.
-
-    Across boots both can repeat: who stores one stores the boot's id too.
-    """
-
-    pid: int
-    start_ticks: int
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessId | None:
-        """Return the identity of a process that exists, or None."""
-        ticks = _start_ticks(pid)
-        return None if ticks is None else cls(pid, ticks)
-
-    def alive(self) -> bool:
-        """True while this very process runs (a zombie does not)."""
-        return _start_ticks(self.pid) == self.start_ticks
-
-    def _open(self) -> int | None:
-        try:
-            fd = os.pidfd_open(self.pid)
-        except OSError:
-            return None
-        if self.alive():
-            return fd
-        os.close(fd)
-        return None
-
-    def signal(self, number: signal.Signals) -> bool:
-        """Send a signal to this very process; False if it is gone. Raises HostError."""
-        fd = self._open()
-        if fd is None:
-            return False
-        try:
-            signal.pidfd_send_signal(fd, number)
-        except ProcessLookupError:
-            return False
-        except PermissionError as error:
-            raise HostError(f"you may not signal process {self.pid}") from error
-        finally:
-            os.close(fd)
-        return True
-
-    def kill(self) -> bool:
-        """Kill this very process."""
-        return self.signal(signal.SIGKILL)
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for its end, also if it is no child of ours; False after ``timeout`` seconds."""
-        fd = self._open()
-        if fd is None:
-            return True
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        deadline = time.monotonic() + timeout
-        try:
-            while (left := deadline - time.monotonic()) > 0:
-                if poller.poll(left * 1000):
-                    return True
-            return False
-        finally:
-            os.close(fd)
-
-
-def _start_ticks(pid: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # Fields 3 (state) and 22 (starttime) of proc(5); the name may hold spaces and parentheses.
-    if len(after_name) < 20 or after_name[0] in {b"Z", b"X"}:
-        return None
-    return int(after_name[19])

@@ -82,7 +82,7 @@ def _write_seed(context: Context, paths: VmPaths, machine: Machine, source: Sour
 
 
 def _record(context: Context, source: Source | None, wish: Wish) -> Record:
-    from wirt.host.process import ProcessId
+    from wirt.host.process_id import ProcessId
 
     owner = ProcessId.of(os.getpid()) if wish.temporary else None
     guest = source.record if isinstance(source, StoredImage) else None

@@ -18,7 +18,8 @@ from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
-from wirt.host.process import ProcessId, detach, find_program
+from wirt.host.process import detach, find_program
+from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities

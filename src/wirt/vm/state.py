@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from wirt.errors import ProtocolError, Timeout, WirtError, WrongState
-from wirt.host.process import ProcessId
+from wirt.host.process_id import ProcessId
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
 from wirt.store.record import Record, Summary, read_record

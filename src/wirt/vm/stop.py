@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from wirt.errors import CommandRefused, ProtocolError, Timeout, WirtError, WrongState
-from wirt.host.process import ProcessId
+from wirt.host.process_id import ProcessId
 from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.store.layout import VmPaths
