@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import lzma
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -14,12 +16,14 @@ from wirt.errors import (
     AmbiguousFormat,
     CorruptImage,
     HostError,
+    ImageError,
     NotFound,
-    NotThisFormat,
     OutOfBounds,
     UnsupportedImage,
     UsageError,
 )
+from wirt.image.create import create_image
+from wirt.image.open import open_image
 
 EFI_SYSTEM = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")
 
@@ -36,9 +40,14 @@ def raw_disk(*, boot_code=b"\xeb\x63", gpt=()):
     return bytes(disk)
 
 
-def qcow2(*, size=1 << 30, backing=0, incompatible=0):
-    header = struct.pack(">4sIQIIQ", b"QFI\xfb", 3, backing, 0, 16, size)
-    return header.ljust(72, b"\0") + struct.pack(">Q", incompatible) + bytes(1000)
+def qcow2(*, size=1 << 30, first_bytes=b"", backing="", options=None):
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/disk.qcow2"
+        create_image(path, "qcow2", size, backing=backing, backing_format="raw", options=options)
+        if first_bytes:
+            with open_image(path, format="qcow2", writable=True) as image:
+                image.pwrite(0, first_bytes)
+        return Path(path).read_bytes()
 
 
 def test_a_file_with_its_checksum_becomes_an_image(catalog, tmp_path):
@@ -59,8 +68,9 @@ def test_a_file_with_its_checksum_becomes_an_image(catalog, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_a_download_is_checked_by_the_list_beside_it(catalog, site, algorithm):
-    site.files["/d/disk.qcow2"] = qcow2()
-    digest = hashlib.new(algorithm, qcow2()).hexdigest()
+    content = qcow2()
+    site.files["/d/disk.qcow2"] = content
+    digest = hashlib.new(algorithm, content).hexdigest()
     site.files["/d/SUMS"] = f"{'0' * len(digest)}  other\n{digest} *disk.qcow2\n".encode()
     image = pull_image(catalog, site.address + "/d/disk.qcow2", checksum=site.address + "/d/SUMS")
     assert (image.record.format, image.record.virtual_size) == ("qcow2", 1 << 30)
@@ -146,25 +156,28 @@ def test_the_firmware_is_found_by_boot_code_and_partitions(
     assert pull_image(catalog, str(source)).record.firmware is firmware
     forced = pull_image(catalog, str(source), name="forced", firmware=Firmware.UEFI)
     assert forced.record.firmware is Firmware.UEFI
+    source.write_bytes(qcow2(first_bytes=raw_disk(boot_code=boot_code, gpt=gpt)))
+    assert pull_image(catalog, str(source), name="packed").record.firmware is firmware
 
 
 @pytest.mark.parametrize(
     ("content", "error"),
     [
         (b"hello" * 1000, AmbiguousFormat),
-        (b"", AmbiguousFormat),
-        (b"KDMV" + bytes(4000), UnsupportedImage),
-        (qcow2(backing=104), UnsupportedImage),
-        (qcow2(incompatible=4), UnsupportedImage),
+        (b"", CorruptImage),
+        (b"KDMV" + bytes(4000), AmbiguousFormat),
+        (qcow2(backing="/etc/hostname"), UnsupportedImage),
+        (b"QFI\xfb\0\0\0\x09" + bytes(4000), ImageError),
         (qcow2(size=0), CorruptImage),
-        (qcow2()[:50], NotThisFormat),
+        (qcow2()[:50], ImageError),
     ],
 )
 def test_what_cannot_be_an_image_is_refused_and_leaves_nothing(catalog, tmp_path, content, error):
     source = tmp_path / "disk"
     source.write_bytes(content)
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         pull_image(catalog, str(source))
+    assert caught.value.path == str(source)
     assert list(catalog.root.iterdir()) == []
 
 

@@ -54,7 +54,7 @@ def boot(
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={overlay}"),
             *_DISKS[bus],
-            *("-netdev", "user,id=net,restrict=on"),
+            *("-netdev", "user,id=net"),  # restrict=on offers no name server
             *("-device", "virtio-net-pci,netdev=net,romfile=,mac=52:54:00:12:34:56"),
             *("-device", "virtio-serial-pci", "-device", "vmgenid,guid=auto"),
             *("-chardev", f"socket,id=agent,path={directory / 'agent'},server=on,wait=off"),

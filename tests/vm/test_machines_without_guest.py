@@ -23,6 +23,7 @@ from wirt.store.machines import machine_names
 from wirt.store.record import read_record, write_record
 from wirt.vm import state
 from wirt.vm.create import Wish, create
+from wirt.vm.description import load_spec
 from wirt.vm.edit import set_values
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
@@ -205,12 +206,12 @@ def test_settings_change_and_comments_stay(context):
     with open(paths.spec, "w") as file:
         file.write(text.replace('memory = "64M"', 'memory = "64M"  # as small as can be'))
     set_values(context, "one", {"memory": "96M", "cpu.vcpus": "2", "disks[0].serial": "S1"})
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     assert (machine.memory, machine.cpu.vcpus, machine.disks[0].serial) == (96 << 20, 2, "S1")
     assert "# as small as can be" in Path(paths.spec).read_text()
     with pytest.raises(SpecError):
         set_values(context, "one", {"memory": "128M", "disks[0].bus": "scuzzy"})
-    assert state.load_spec(paths).memory == 96 << 20
+    assert load_spec(paths).memory == 96 << 20
     with pytest.raises(UsageError, match="identity"):
         set_values(context, "one", {"uuid": "x"})
 

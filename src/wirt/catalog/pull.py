@@ -14,11 +14,11 @@ from urllib.parse import unquote, urlsplit
 
 from wirt.catalog.catalog import Catalog
 from wirt.catalog.checksum import Checksum, find_checksum, parse_checksum
-from wirt.catalog.diskfacts import detect_firmware, inspect_disk
+from wirt.catalog.diskfacts import inspect_disk
 from wirt.catalog.download import MAX_DOWNLOAD, Progress, discard, download, fetch_text
 from wirt.catalog.image import Firmware, GuestImage, Kind, StoredImage, check_name
 from wirt.catalog.unpack import MAX_EXPANDED, unpack
-from wirt.errors import CorruptImage, HostError, NotFound
+from wirt.errors import CorruptImage, HostError, ImageError, NotFound
 from wirt.units import MIB
 
 _MAX_LIST = 4 * MIB
@@ -33,7 +33,8 @@ class _Claims(NamedTuple):
     firmware: Firmware | None
     user: str
     agent: bool
-    origin: str
+    source: str
+    checksum: Checksum
 
 
 def pull_image(
@@ -93,7 +94,7 @@ def pull_image(
             fetched,
             step=step,
             budget=budget,
-            claims=_Claims(name, format, firmware, user, agent, f"{source} {found}"),
+            claims=_Claims(name, format, firmware, user, agent, source, found),
         )
         if _is_address(source):
             discard(fetched)
@@ -124,8 +125,11 @@ def _take(
         step("storing")
         incoming = draft.scratch("incoming")
         unpack(fetched, incoming, budget=budget)
-        facts = inspect_disk(incoming, format=claims.format)
-        firmware = claims.firmware or detect_firmware(incoming, facts)
+        try:
+            facts = inspect_disk(incoming, format=claims.format)
+        except ImageError as error:
+            error.path = claims.source
+            raise
         disk = f"disk.{facts.format}"
         if facts.format == "raw":
             os.truncate(incoming, facts.virtual_size)
@@ -145,11 +149,11 @@ def _take(
                 format=facts.format,
                 virtual_size=facts.virtual_size,
                 allocated_size=0,
-                firmware=firmware,
+                firmware=claims.firmware or facts.firmware,
                 user=claims.user,
                 agent=claims.agent,
                 created=int(time.time()),
-                origin=claims.origin,
+                origin=f"{claims.source} {claims.checksum}",
             ),
         )
 

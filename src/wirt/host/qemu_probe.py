@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from wirt.errors import MissingDependency, WirtError
-from wirt.host.process import find_program, spawn
+from wirt.host.process import find_program, mortal, spawn
 from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import CommandInfo, MachineInfo
 from wirt.qapi.capabilities import Capabilities, Identity, MachineType
@@ -76,7 +76,10 @@ def ask(path: str, identity: Identity) -> Capabilities:
     ]  # fmt: skip
     try:
         process = spawn(
-            argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            mortal(argv),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
         )
     finally:
         theirs.close()

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from wirt.catalog.image import StoredImage
+from wirt.catalog.image import Kind, StoredImage
+from wirt.catalog.seed import Seed, build_seed
 from wirt.errors import UsageError
 from wirt.host.qemu_probe import probe
 from wirt.image.create import create_image
@@ -21,9 +22,10 @@ from wirt.store.layout import VmPaths
 from wirt.store.machines import new_machine
 from wirt.store.record import Record, write_record
 from wirt.units import GIB
-from wirt.vm import state
 from wirt.vm.channels import STANDARD
 from wirt.vm.context import Context
+from wirt.vm.description import summarise
+from wirt.vm.keys import public_key
 from wirt.vm.ownership import choose_uid, give
 from wirt.vm.source import CdFile, DiskFile, Source, check_backing_free
 
@@ -43,7 +45,8 @@ class Wish:
     disk_size: int = 0
     cdrom: str = ""
     temporary: bool = False
-    ssh_key: str = ""
+    seed: bool = True
+    """Give a pulled image a cloud-init seed: user, key, host name, wirt's helper."""
 
 
 def create(context: Context, name: str, source: Source | None, wish: Wish) -> VmPaths:
@@ -53,12 +56,29 @@ def create(context: Context, name: str, source: Source | None, wish: Wish) -> Vm
     """
     with new_machine(context.home, name) as paths:
         machine = _describe(context, paths, name, source, wish)
+        if _wants_seed(source, wish):
+            _write_seed(context, paths, machine, source)
         write_file(paths.spec, toml.dump(machine).encode())
         record = _record(context, source, wish)
-        record = msgspec.structs.replace(record, summary=state.summarise(paths, machine))
+        record = msgspec.structs.replace(record, summary=summarise(paths, machine))
         write_record(paths.record, record)
         give(paths, record)
     return context.home.vm(name)
+
+
+def _wants_seed(source: Source | None, wish: Wish) -> bool:
+    return wish.seed and isinstance(source, StoredImage) and source.record.kind == Kind.PULLED
+
+
+def _write_seed(context: Context, paths: VmPaths, machine: Machine, source: Source | None) -> None:
+    user = source.record.user if isinstance(source, StoredImage) else ""
+    seed = Seed(
+        instance_id=machine.uuid,
+        hostname=machine.name,
+        user=user,
+        ssh_keys=(public_key(context),),
+    )
+    write_file(paths.seed, build_seed(seed))
 
 
 def _record(context: Context, source: Source | None, wish: Wish) -> Record:
@@ -133,6 +153,9 @@ def _use_guest_image(paths: VmPaths, image: StoredImage, wish: Wish, tree: dict[
         }
     if record.firmware == "uefi":
         tree["firmware"] = {"type": "uefi"}
+    if _wants_seed(image, wish):
+        seed = os.path.relpath(paths.seed, paths.root)
+        tree["disks"].append({"image": seed, "format": "raw", "read_only": True})
 
 
 def _use_disk_file(paths: VmPaths, source: DiskFile, wish: Wish, tree: dict[str, Any]) -> None:

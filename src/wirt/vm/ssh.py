@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
 import sys
 
 from wirt.errors import GuestError
-from wirt.host.process import find_program, run
-from wirt.store.layout import private_directory
-from wirt.store.locks import try_lock
+from wirt.host.process import find_program
+from wirt.store.atomic import write_file
 from wirt.store.machines import find
 from wirt.store.record import read_record
 from wirt.vm.context import Context
 from wirt.vm.execute import Order, execute, way_in
+from wirt.vm.keys import own_key, public_key
 
 _PROXY = """\
 use strict; use Socket; my $port = shift;
@@ -55,8 +53,8 @@ def ssh_command(context: Context, name: str, *, user: str, words: list[str]) -> 
             f"{name} has no helper of wirt's to carry ssh",
             hint="forward a port (-p 2222:22) and use ssh -p 2222 localhost",
         )
-    key = _own_key(context)
-    _introduce(context, name, user, key)
+    key = own_key(context)
+    _introduce(context, name, user)
     proxy = [sys.executable, "-m", "wirt", "exec", name, "--", "perl", "-e", _PROXY, "22"]
     return [
         find_program("ssh"),
@@ -70,23 +68,8 @@ def ssh_command(context: Context, name: str, *, user: str, words: list[str]) -> 
     ]  # fmt: skip
 
 
-def _own_key(context: Context) -> str:
-    """Return wirt's own key of this home, made once."""
-    directory = private_directory(os.path.join(context.home.root, "ssh"))
-    key = os.path.join(directory, "id_ed25519")
-    while not os.path.exists(key):
-        lock = try_lock(os.path.join(directory, "lock"))
-        if lock is None:
-            continue
-        with contextlib.closing(os.fdopen(lock)):
-            if not os.path.exists(key):
-                run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "wirt", "-f", key])
-    return key
-
-
-def _introduce(context: Context, name: str, user: str, key: str) -> None:
-    with open(f"{key}.pub", encoding="ascii") as file:
-        public = file.read().strip()
+def _introduce(context: Context, name: str, user: str) -> None:
+    public = public_key(context)
     out, errors = bytearray(), bytearray()
     code = execute(
         context,
@@ -103,6 +86,4 @@ def _introduce(context: Context, name: str, user: str, key: str) -> None:
     host_keys = [line.split()[:2] for line in out.decode(errors="replace").splitlines()]
     known = "".join(f"wirt-{name} {' '.join(words)}\n" for words in host_keys if len(words) == 2)
     paths = find(context.home, name)
-    from wirt.store.atomic import write_file
-
     write_file(paths.ssh_known_hosts, known.encode())

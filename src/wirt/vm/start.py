@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import msgspec
 
+from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
@@ -31,8 +33,10 @@ from wirt.store.machines import locked, prepare
 from wirt.store.record import Record, Run, read_record, write_record
 from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec, summarise
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
+from wirt.vm.monitor import connect
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -60,7 +64,7 @@ def _go_on(paths: VmPaths) -> bool:
         end_unstarted(paths)
         return False
     if record.run and not record.run.paused_on_request:
-        with state.connect(paths, record) as qmp:
+        with connect(paths, record) as qmp:
             if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
                 qmp.execute("cont")
     return True
@@ -107,7 +111,7 @@ def _same(path: str, wanted: os.stat_result) -> bool:
 
 def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
     """Start a machine whose lock the caller holds and which is down."""
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     record = read_record(paths.record)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
     accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
@@ -137,9 +141,9 @@ def _start(
     *,
     paused: bool,
 ) -> None:
-    runtime = runtime_of(
-        paths, machine, accelerator, {image: fd for image, (fd, _) in descriptors.items()}
-    )
+    machine = _for_tcg(machine, record, accelerator)
+    fds = {image: fd for image, (fd, _) in descriptors.items()}
+    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -184,7 +188,7 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
         raise NotFound(f"QEMU {launched.process.pid} is gone")
     start_keeper(paths, record, console_names(machine), launched.messages_fd)
     run = msgspec.structs.replace(run, pid=process.pid, start_ticks=process.start_ticks)
-    summary = state.summarise(paths, machine)
+    summary = summarise(paths, machine)
     write_record(
         paths.record,
         msgspec.structs.replace(record, phase="running", run=run, summary=summary),
@@ -205,12 +209,16 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     )
 
 
-def runtime_of(
-    paths: VmPaths,
-    machine: Machine,
-    accelerator: Accelerator,
-    fds: dict[str, int] | None = None,
-) -> Runtime:
+def _for_tcg(machine: Machine, record: Record, accelerator: Accelerator) -> Machine:
+    """A kernel of our own image need not guard a CPU that is emulated."""
+    boot = machine.boot
+    if accelerator.name != "tcg" or not record.image_id or not boot.cmdline:
+        return machine
+    boot = msgspec.structs.replace(boot, cmdline=f"{boot.cmdline} {TCG_ARGUMENTS}")
+    return msgspec.structs.replace(machine, boot=boot)
+
+
+def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Runtime:
     """Return what the host decides for this machine."""
     files = firmware.find(machine.firmware)
     variables = firmware.ensure_variables(paths, files.variables) if files else ""
@@ -220,7 +228,6 @@ def runtime_of(
         socket=paths.socket,
         firmware_code=files.code if files else "",
         uefi_variables=variables,
-        fd_paths=fds or {},
         host_devices=preflight.host_devices(paths, machine),
         overlays=discard.overlay_paths(paths, machine),
         paused=True,

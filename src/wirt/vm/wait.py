@@ -13,6 +13,7 @@ from wirt.vm import logs, state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
 from wirt.vm.execute import way_in
+from wirt.vm.monitor import connect
 from wirt.vm.session import guest_session
 
 _POLL_SECONDS = 0.1
@@ -52,7 +53,7 @@ def _answer(paths: VmPaths) -> str:
     if found.status != "running":
         return ""
     try:
-        with state.connect(paths, found.record) as qmp:
+        with connect(paths, found.record) as qmp:
             ports = open_ports(qmp)
         if not ports.intersection({AGENT, *HELPERS}):
             return ""

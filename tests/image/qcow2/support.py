@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from wirt.errors import ImageNoSpace
 from wirt.image.base import Image, OpenOptions, Storage
 from wirt.image.formats.qcow2 import FORMAT
 from wirt.image.formats.qcow2.image import Qcow2Image
@@ -50,7 +51,9 @@ class PlainFile(Storage):
 
 
 class Memory(Storage):
-    """Bytes in memory."""
+    """Bytes in memory, with no room past ``limit``."""
+
+    limit = 1 << 28
 
     def __init__(self, data: bytes = b"", *, read_only: bool = False) -> None:
         self.name = "memory"
@@ -65,11 +68,17 @@ class Memory(Storage):
 
     def pwrite(self, offset: int, data) -> None:
         view = memoryview(data).cast("B")
+        self._want(offset + len(view))
         if offset + len(view) > len(self.data):
             self.data.extend(bytes(offset + len(view) - len(self.data)))
         self.data[offset : offset + len(view)] = view
 
+    def _want(self, size: int) -> None:
+        if size > self.limit:
+            raise ImageNoSpace("no space left on device")
+
     def truncate(self, size: int) -> None:
+        self._want(size)
         if size < len(self.data):
             del self.data[size:]
         else:
@@ -176,6 +185,8 @@ def assert_disk(path: Path, model: bytes | bytearray, tmp_path: Path) -> None:
         if found != model:
             first = next(i for i, (a, b) in enumerate(zip(found, model, strict=True)) if a != b)
             pytest.fail(f"the disk differs from the model at {first:#x}")
+        result = image.check()
+        assert (result.corruptions, result.leaks) == (0, 0), result.messages
     qemu_img("check", "-f", "qcow2", path)
     raw = tmp_path / "model.raw"
     raw.write_bytes(model)

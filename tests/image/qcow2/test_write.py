@@ -58,7 +58,50 @@ def test_random_writes_read_back_and_check_clean(tmp_path, features, backed):
         assert (tmp_path / "d.raw").read_bytes() == model
 
 
+STEP = 256 << 10
+SHAPES = {
+    "empty": [],
+    "in order": [0, 1, 2, 3],
+    "reversed": [3, 2, 1, 0],
+    "hole first": [2, 3],
+    "hole between": [0, 3, 9],
+    "swapped": [1, 0, 3, 2],
+}
+
+
+@pytest.mark.parametrize("backed", [False, True], ids=["alone", "backed"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
+def test_every_shape_of_allocation_is_what_qemu_reads(tmp_path, features, shape, backed):
+    path, model, options = tmp_path / "a.qcow2", bytearray(SIZE), dict(features)
+    if backed:
+        if "data_file_raw" in options:
+            pytest.skip("a raw data file has no backing image")
+        model[:] = b"backing!" * (SIZE // 8)
+        (tmp_path / "base.raw").write_bytes(model)
+        options |= {"backing_file": "base.raw", "backing_fmt": "raw"}
+    create(path, SIZE, **options)
+    with open_image(path, writable=True) as image:
+        for number, place in enumerate(shape, 1):
+            # The odd length leaves a part of the last cluster to what was there before.
+            data = bytes([number]) * (STEP - 512)
+            image.pwrite(place * STEP, data)
+            model[place * STEP : place * STEP + len(data)] = data
+        if shape:
+            image.write_zeroes(5 * STEP, STEP)
+            model[5 * STEP : 6 * STEP] = bytes(STEP)
+    assert_disk(path, model, tmp_path)
+
+
 def test_our_empty_image_equals_qemus_for_qemu(tmp_path):
     create(tmp_path / "a.qcow2", 1 << 30)
     qemu_img("check", tmp_path / "a.qcow2")
     assert "1 GiB" in qemu_img("info", tmp_path / "a.qcow2")
+
+
+def test_zeroing_the_end_of_a_short_disk_leaves_the_rest_of_its_cluster(tmp_path):
+    (tmp_path / "base.raw").write_bytes(b"b" * 512)
+    path = create(tmp_path / "a.qcow2", 512, backing_file="base.raw", backing_fmt="raw")
+    with open_image(path, writable=True) as image:
+        image.write_zeroes(511, 1, unmap=False)
+    assert_disk(path, b"b" * 511 + b"\0", tmp_path)

@@ -43,6 +43,9 @@ def add_disk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cdrom", default="", metavar="FILE", help="put this CD into a drive")
     parser.add_argument("--disk-size", metavar="SIZE", help="size of the machine's disk")
     parser.add_argument(
+        "--no-seed", action="store_true", help="no cloud-init seed for a pulled image"
+    )
+    parser.add_argument(
         "--own-disk", action="store_true", help="write to the image file itself, not to an overlay"
     )
 
@@ -69,6 +72,7 @@ def wish_of(args: argparse.Namespace) -> Wish:
         own_disk=args.own_disk,
         disk_size=parse_size(args.disk_size) if args.disk_size else 0,
         cdrom=args.cdrom,
+        seed=not args.no_seed,
     )
 
 

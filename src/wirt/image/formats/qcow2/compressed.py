@@ -44,27 +44,46 @@ def unpack(method: int, packed: bytes, size: int) -> bytes:
 
 
 def _inflate(packed: bytes, size: int) -> bytes | None:
-    # An output shorter than the cluster is wrong, a longer one is cut (as in QEMU).
-    try:
-        return _inflater()(packed, size)
-    except ValueError:
-        return None
+    """Inflate with the fastest decoder that can; None if the data is wrong."""
+    for decoder in _inflaters():
+        try:
+            return decoder(packed, size)
+        except ValueError:
+            continue
+    return None
 
 
 @cache
-def _inflater() -> Callable[[bytes, int], bytes]:
+def _inflaters() -> list[Callable[[bytes, int], bytes]]:
+    """Libdeflate first, which wants the exact size; then one that may stop at it, as QEMU does."""
+    found = []
+    try:
+        import deflate
+    except ImportError:
+        pass
+    else:
+        found.append(_mapped(deflate.deflate_decompress, deflate.DeflateError))
     try:
         from isal import isal_zlib
     except ImportError:
-        return _inflate_with(zlib.decompressobj, zlib.error)
+        found.append(_mapped(_streaming(zlib.decompressobj), zlib.error))
+    else:
+        found.append(_mapped(_streaming(isal_zlib.decompressobj), isal_zlib.error))
+    return found
 
-    return _inflate_with(isal_zlib.decompressobj, isal_zlib.IsalError)
+
+def _streaming(make: Callable[[int], Any]) -> Callable[[bytes, int], bytes]:
+    return lambda packed, size: make(-15).decompress(packed, size)
 
 
-def _inflate_with(make: Callable[[int], Any], wrong: Any) -> Callable[[bytes, int], bytes]:
+def _mapped(
+    decode: Callable[[bytes, int], bytes | bytearray], wrong: Any
+) -> Callable[[bytes, int], bytes]:
+    """Turn the decoder's own error into ValueError."""
+
     def inflate(packed: bytes, size: int) -> bytes:
         try:
-            return bytes(make(-15).decompress(packed, size))
+            return bytes(decode(packed, size))
         except wrong as error:
             raise ValueError from error
 

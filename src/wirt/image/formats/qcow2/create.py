@@ -61,6 +61,7 @@ class CreateOptions:
     data_file: str | None = None
     data_file_raw: bool = False
     preallocation: str = "off"
+    encrypted: bool = False
 
     @classmethod
     def parse(cls, options: Options[str, str]) -> CreateOptions:
@@ -80,6 +81,7 @@ class CreateOptions:
             data_file=options.get("data_file"),
             data_file_raw=_switch(options, "data_file_raw"),
             preallocation=_preallocation(options.get("preallocation", "off")),
+            encrypted=_encrypted(options),
         ).checked()
 
     def checked(self) -> CreateOptions:
@@ -160,6 +162,16 @@ def _compression(text: str) -> int:
     raise UsageError(f"Invalid parameter '{text}' for compression_type; write zlib or zstd")
 
 
+def _encrypted(options: Options[str, str]) -> bool:
+    kind = options.get("encrypt.format", "aes" if _switch(options, "encryption") else "")
+    if kind not in {"", "luks"}:
+        raise UsageError(
+            "Use of AES-CBC encrypted qcow2 images is no longer supported",
+            hint="choose encrypt.format=luks",
+        )
+    return kind == "luks"
+
+
 def _preallocation(text: str) -> str:
     if text not in PREALLOCATIONS:
         raise UsageError(f"Invalid parameter '{text}' for preallocation")
@@ -206,11 +218,11 @@ def _encode(text: str) -> bytes:
 def write_empty(storage: Storage, header: Header) -> None:
     """Lay out header, refcount table, refcount blocks and L1, in this order, and flush."""
     size = header.cluster_size
-    l1_clusters = -(-header.l1_size * 8 // size) or 1
+    l1_clusters = -(-header.l1_size * 8 // size)
     table, blocks = _refcount_layout(1 + l1_clusters, header)
     used = 1 + table + blocks + l1_clusters
     header.reftable_offset, header.reftable_clusters = size, table
-    header.l1_offset = (1 + table + blocks) * size
+    header.l1_offset = (1 + table + blocks) * size if l1_clusters else 0
     counts = array(_typecode(header), [1]) * used
     counts.extend(
         array(_typecode(header), bytes(counts.itemsize))

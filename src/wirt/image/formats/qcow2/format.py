@@ -28,10 +28,23 @@ class Qcow2Format(Format):
         return Qcow2Image(Volume(storage, header, options), options)
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        """Create the image alone; ``encrypt.secret`` is the passphrase itself.
+
+        An external data file is made by the caller. With a data file and preallocation, or
+        a raw data file, the caller attaches it to the open image and calls ``preallocate``.
+        """
         from wirt.image.formats.qcow2.create import CreateOptions, new_header, write_empty
 
         parsed = CreateOptions.parse(options)
         write_empty(storage, new_header(size, parsed))
+        secret = None
+        if parsed.encrypted:
+            from wirt.image.formats.qcow2.crypt import encrypt_new
+
+            secret = encrypt_new(storage, options)
+        if parsed.preallocation != "off" and parsed.data_file is None:
+            image = self.open(storage, OpenOptions(writable=True, secret=secret))
+            image.preallocate(parsed.preallocation)
 
 
 FORMAT = Qcow2Format()

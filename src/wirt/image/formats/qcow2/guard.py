@@ -17,6 +17,7 @@ REFBLOCK = "refcount block"
 SNAPSHOT_TABLE = "snapshot table"
 INACTIVE_L1 = "inactive L1 table"
 BITMAP = "bitmap directory"
+CRYPTO_HEADER = "LUKS header"
 
 _MOST_CLUSTERS = 4 << 20
 
@@ -39,6 +40,9 @@ class Guard:
             other = self._kinds.setdefault(cluster, kind)
             if other != kind:
                 raise CorruptImage(f"{kind} overlaps with {other}", offset=cluster << self._bits)
+
+    def clear(self) -> None:
+        self._kinds = {0: HEADER}
 
     def drop(self, offset: int, length: int = 1) -> None:
         if length > 0:

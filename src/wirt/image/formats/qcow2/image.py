@@ -2,90 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage
+from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
+    BitmapInfo,
+    Checkable,
+    CheckResult,
     CompressedWriter,
     DirectAllocator,
     Extent,
-    ExtentKind,
-    Image,
-    ImageInfo,
+    HasBitmaps,
+    HasSnapshots,
     OpenOptions,
+    Resizable,
+    SnapshotInfo,
     Storage,
 )
+from wirt.image.formats.qcow2 import bitmap as persistent
 from wirt.image.formats.qcow2.header import (
     CORRUPT,
+    CRYPT_AES,
+    CRYPT_NONE,
     DIRTY,
     KNOWN_AUTOCLEAR,
-    Header,
 )
-from wirt.image.formats.qcow2.information import describe
-from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
-from wirt.image.formats.qcow2.mapping import Mapping
-from wirt.image.formats.qcow2.reader import Reader
+from wirt.image.formats.qcow2.mapping import Mapping as ClusterMapping
+from wirt.image.formats.qcow2.mapping import load_l1
+from wirt.image.formats.qcow2.reader import Cipher
+from wirt.image.formats.qcow2.view import Qcow2View, SnapshotView
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.writer import Bytes, Writer
 from wirt.image.formats.qcow2.zeroes import write_zeroes
 
-_KINDS = {UNALLOCATED: ExtentKind.HOLE, NORMAL: ExtentKind.DATA, PACKED: ExtentKind.DATA}
 
-
-class Qcow2View(Image):
-    """A readable disk of a qcow2 file: the active one, or an internal snapshot's."""
-
-    format_name = "qcow2"
-
-    def __init__(self, volume: Volume, mapping: Mapping, size: int) -> None:
-        self.volume = volume
-        self.storage = volume.storage
-        self.virtual_size = size
-        self._mapping = mapping
-        self._reader = Reader(volume, mapping, self)
-
-    @property
-    def header(self) -> Header:
-        return self.volume.header
-
-    def pread(self, offset: int, length: int) -> bytes:
-        self._check_range(offset, length)
-        return self._reader.read(offset, length) if length else b""
-
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.virtual_size:
-            raise OutOfBounds("a request reaches past the end of the disk", offset=offset)
-
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        self._check_range(offset, length)
-        storage = self.volume.data_storage if self._reader.decipher is None else None
-        packed: Run | None = None
-        for run in self._mapping.runs(offset, length):
-            if run.kind == PACKED:
-                packed = (
-                    run if packed is None else packed._replace(length=packed.length + run.length)
-                )
-                continue
-            if packed is not None:
-                yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
-                packed = None
-            yield _extent(run, storage)
-        if packed is not None:
-            yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
-
-    def info(self) -> ImageInfo:
-        return describe(self.volume, self.virtual_size)
-
-
-def _extent(run: Run, storage: Storage | None) -> Extent:
-    kind = _KINDS.get(run.kind, ExtentKind.ZERO)
-    if kind is not ExtentKind.DATA or storage is None:
-        return Extent(run.offset, run.length, kind)
-    return Extent(run.offset, run.length, kind, storage=storage, storage_offset=run.host)
-
-
-class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
+class Qcow2Image(
+    Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots, Resizable, HasBitmaps
+):
     """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
 
     def __init__(self, volume: Volume, options: OpenOptions) -> None:
@@ -93,7 +47,18 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
         self.compression_unit = volume.header.cluster_size
         self.writable = options.writable
         self._writer: Writer | None = None
+        self._recorder: persistent.Recorder | None = None
         self._refuse_unsafe(options)
+        self._encipher: Cipher | None = None
+        if volume.header.crypt_method != CRYPT_NONE:
+            self._open_ciphers(options.secret)
+
+    def _open_ciphers(self, secret: bytes | None) -> None:
+        from wirt.image.formats.qcow2.crypt import ciphers, locked
+
+        self._encipher, self._reader.decipher = locked, locked
+        if secret is not None:
+            self._encipher, self._reader.decipher = ciphers(self.volume, secret)
 
     def _refuse_unsafe(self, options: OpenOptions) -> None:
         if not options.writable or options.allow_dirty:
@@ -159,27 +124,33 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
             raise ImageIoError("the image is open for reading only")
         self._require_data_file()
         with self.volume.changing():
+            self.volume.register_metadata()
             if self._writer is None:
                 self._writer = self._first_write()
             yield self._writer
 
     def _first_write(self) -> Writer:
-        self.volume.register_metadata()
         unknown = self.header.autoclear & ~KNOWN_AUTOCLEAR
         if unknown:
             self.header.autoclear &= ~unknown
             self.volume.header_store.write_first_sector()
-        return Writer(self.volume, self._reader)
+        if self.header.crypt_method == CRYPT_AES:
+            raise UnsupportedImage("images with the legacy AES encryption are read only")
+        writer = Writer(self.volume, self._reader)
+        writer.encipher = self._encipher
+        return writer
 
     def pwrite(self, offset: int, data: Bytes) -> None:
         length = len(memoryview(data).cast("B"))
         self._check_range(offset, length)
         with self.writing() as writer:
+            self._record(offset, length)
             writer.write(offset, data)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self._check_range(offset, length)
         with self.writing() as writer:
+            self._record(offset, length)
             write_zeroes(writer, offset, length, self.virtual_size, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
@@ -187,7 +158,7 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
 
     def flush(self) -> None:
         if self.writable:
-            with self.volume.lock:
+            with self.volume.changing():
                 self.volume.commit()
 
     @property
@@ -203,6 +174,7 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
         if not self.can_allocate:
             raise UnsupportedImage("an encrypted image cannot be written directly")
         with self.writing() as writer:
+            self._record(offset, length)
             yield from writer.allocate(offset, length)
 
     def bulk_write(self) -> AbstractContextManager[None]:
@@ -217,12 +189,166 @@ class Qcow2Image(Qcow2View, DirectAllocator, CompressedWriter):
             self.pwrite(offset, plain[: self.virtual_size - offset])
             return
         with self.writing() as writer:
+            self._record(offset, cluster)
             writer.write_packed(offset, packed)
+
+    def check(self, *, repair: str = "") -> CheckResult:
+        from wirt.image.formats.qcow2.check import check
+
+        with self.volume.lock:
+            self.flush()
+            return check(self.volume, repair=repair)
+
+    def resize(self, size: int, *, preallocation: str = "off") -> None:
+        from wirt.image.formats.qcow2.create import PREALLOCATIONS
+        from wirt.image.formats.qcow2.resize import resize
+
+        if preallocation not in PREALLOCATIONS:
+            raise UsageError(f"unknown preallocation {preallocation!r}")
+        old = self.virtual_size
+        if size < old and preallocation != "off":
+            raise UsageError("Preallocation can't be used for shrinking an image")
+        with self.writing() as writer:
+            self._save_bitmaps()
+            if size > old:
+                persistent.fit_bitmaps(self.volume, size)
+            resize(writer, old, size, preallocation)
+            self.virtual_size = size
+            if size < old:
+                persistent.fit_bitmaps(self.volume, size)
+
+    def preallocate(self, mode: str) -> None:
+        """Allocate the whole disk of a new, empty image: ``metadata``, ``falloc``, ``full``."""
+        from wirt.image.formats.qcow2.resize import preallocate
+
+        with self.bulk_write(), self.writing() as writer:
+            preallocate(writer, 0, self.virtual_size, mode)
+
+    def amend(self, options: Mapping[str, str]) -> None:
+        """Change options as ``qemu-img amend -o``; the size by ``resize``."""
+        from wirt.image.formats.qcow2.amend import amend
+
+        with self.writing() as writer:
+            self._save_bitmaps()
+            amend(writer, options)
+
+    def set_backing(self, name: str | None, backing_format: str | None) -> None:
+        """Change the backing link in the header, as ``rebase -u``; None removes it."""
+        from wirt.image.formats.qcow2.amend import set_backing
+
+        with self.writing():
+            set_backing(self.volume, name, backing_format)
+
+    def make_empty(self) -> None:
+        """Drop all clusters, so that the backing image shows everywhere (after a commit)."""
+        from wirt.image.formats.qcow2.amend import make_empty
+
+        with self.writing():
+            self._record(0, self.virtual_size)
+            self._save_bitmaps()
+            make_empty(self.volume)
+
+    # Snapshots
+
+    def snapshots(self) -> Sequence[SnapshotInfo]:
+        from wirt.image.formats.qcow2.snapshot import list_snapshots
+
+        return [snapshot.describe() for snapshot in list_snapshots(self.volume)]
+
+    def snapshot_create(self, name: str) -> None:
+        from wirt.image.formats.qcow2.snapshot import create_snapshot
+
+        with self.writing():
+            create_snapshot(self.volume, name)
+
+    def snapshot_apply(self, name: str) -> None:
+        from wirt.image.formats.qcow2.snapshot import (
+            apply_snapshot,
+            find_snapshot,
+            list_snapshots,
+        )
+
+        with self.writing():
+            self._record(0, self.virtual_size)
+            self._save_bitmaps()
+            size = find_snapshot(list_snapshots(self.volume), name).virtual_size
+            persistent.fit_bitmaps(self.volume, max(size, self.virtual_size))
+            apply_snapshot(self.volume, name)
+            self.virtual_size = self.header.size
+
+    def snapshot_delete(self, name: str) -> None:
+        from wirt.image.formats.qcow2.snapshot import delete_snapshot
+
+        with self.writing():
+            delete_snapshot(self.volume, name)
+
+    def snapshot_view(self, name: str) -> SnapshotView:
+        """Return the disk of a snapshot, by id or name."""
+        from wirt.image.formats.qcow2.snapshot import find_snapshot, list_snapshots
+
+        chosen = find_snapshot(list_snapshots(self.volume), name)
+        l1 = load_l1(self.storage, chosen.l1_offset, chosen.l1_size)
+        mapping = ClusterMapping(self.storage, self.header, l1, self.volume.tick)
+        view = SnapshotView(self.volume, mapping, chosen.virtual_size)
+        view.backing = self.backing
+        view.share_cipher(self)
+        return view
+
+    # Bitmaps
+
+    def bitmaps(self) -> Sequence[BitmapInfo]:
+        self._save_bitmaps()
+        return [bitmap.describe() for bitmap in persistent.read_bitmaps(self.volume)]
+
+    def bitmap_add(self, name: str, *, granularity: int = 0, enabled: bool = True) -> None:
+        with self._changing_bitmaps():
+            persistent.add_bitmap(self.volume, name, granularity, enabled=enabled)
+
+    def bitmap_remove(self, name: str) -> None:
+        with self._changing_bitmaps():
+            persistent.remove_bitmap(self.volume, name)
+
+    def bitmap_clear(self, name: str) -> None:
+        with self._changing_bitmaps():
+            persistent.clear_bitmap(self.volume, name)
+
+    def bitmap_enable(self, name: str, *, enabled: bool = True) -> None:
+        with self._changing_bitmaps():
+            persistent.enable_bitmap(self.volume, name, enabled=enabled)
+
+    def bitmap_merge(self, name: str, source: HasBitmaps, source_name: str) -> None:
+        with self._changing_bitmaps():
+            persistent.mark_ranges(self.volume, name, list(source.bitmap_dirty(source_name)))
+
+    def bitmap_dirty(self, name: str) -> Iterator[tuple[int, int]]:
+        self._save_bitmaps()
+        return persistent.dirty_ranges(self.volume, name)
+
+    @contextmanager
+    def _changing_bitmaps(self) -> Iterator[None]:
+        with self.writing():
+            self._save_bitmaps()
+            yield
+
+    def _record(self, offset: int, length: int) -> None:
+        """Mark a range, which is about to be written, in the enabled bitmaps."""
+        if self._recorder is None:
+            self._recorder = persistent.Recorder(self.volume)
+        self._recorder.record(offset, length)
+
+    def _save_bitmaps(self) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            with self.volume.lock:
+                recorder.store()
 
     def close(self) -> None:
         """Write what waits, then close storage, data file and backing chain."""
         try:
-            self.flush()
+            # Why nothing may be written any more was said when it happened.
+            if not self.volume.broken:
+                self._save_bitmaps()
+                self.flush()
         finally:
             if self.volume.data_storage is not self.storage:
                 self.volume.data_storage.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from wirt.errors import CorruptImage
 from wirt.image.base import Storage
@@ -24,22 +24,25 @@ from wirt.image.formats.qcow2.l2 import (
     Run,
     Table,
 )
-from wirt.image.formats.qcow2.words import read_table, words_from
+from wirt.image.formats.qcow2.words import read_table, read_words, words_from
 
 _CACHE_BYTES = 8 << 20
 _VECTOR_CLUSTERS = 1 << 15
+_ROW = 4096
 _WHOLE = frozenset((0, ALL_ALLOCATED, ALL_ZERO))
 
 
 def load_l1(storage: Storage, offset: int, size: int) -> Table:
     """Read an L1 table of ``size`` entries. The caller has bounded ``size``."""
-    if not size:
-        return Table(offset, array("Q"), fresh=False)
-    return Table(offset, words_from(read_table(storage, offset, size * 8, "L1 table")), fresh=False)
+    return Table(offset, read_words(storage, offset, size * 8, "L1 table"), fresh=False)
 
 
 class Mapping:
-    def __init__(self, storage: Storage, header: Header, l1: Table) -> None:
+    def __init__(
+        self, storage: Storage, header: Header, l1: Table, tick: Callable[[], None]
+    ) -> None:
+        """``tick`` is called for each table that is looked at: it ends what takes too long."""
+        self._tick = tick
         self._storage = storage
         self._header = header
         self.l1 = l1
@@ -60,6 +63,7 @@ class Mapping:
 
     def table(self, index: int) -> Table | None:
         """Return L2 table ``index`` of the L1, or None where none is allocated."""
+        self._tick()
         offset = self.l2_offset(index)
         return self.table_at(offset) if offset else None
 
@@ -79,6 +83,12 @@ class Mapping:
         self.l1.words[index] = offset | COPIED
         self.l1.touch(index, index + 1)
         return table
+
+    def drop_table(self, index: int) -> None:
+        """Unhook L2 table ``index`` from the L1."""
+        self._tables.pop(self.l2_offset(index), None)
+        self.l1.words[index] = 0
+        self.l1.touch(index, index + 1)
 
     def _make_room(self) -> None:
         if len(self._tables) < self._most:
@@ -113,7 +123,7 @@ class Mapping:
         pending: Run | None = None
         while offset < end:
             index = offset >> self.shift
-            stop = min(end, (index + 1) << self.shift)
+            stop = min(end, self._table_end(index) << self.shift)
             for run in self._table_runs(index, offset, stop, vector=vector):
                 if pending is not None and _continues(pending, run):
                     pending = pending._replace(length=pending.length + run.length)
@@ -124,6 +134,16 @@ class Mapping:
             offset = stop
         if pending is not None:
             yield pending
+
+    def _table_end(self, index: int) -> int:
+        """Return ``index`` + 1, or where a row of absent L2 tables ends."""
+        words = self.l1.words
+        after = index + 1
+        if index < len(words) and words[index]:
+            return after
+        while after < len(words) and not any(words[after : after + _ROW]):
+            after += _ROW
+        return min(after, max(len(words), index + 1))
 
     def _table_runs(self, index: int, start: int, stop: int, *, vector: bool) -> Iterator[Run]:
         table = self.table(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wirt.errors import CorruptImage, OutOfBounds
+from wirt.errors import CorruptImage, ImageIoError, OutOfBounds
 from wirt.image.base import Image
 from wirt.image.formats.qcow2.compressed import packed_extent, unpack
 from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
@@ -51,7 +51,7 @@ class Reader:
             return self._read_host(run)
         if run.kind == PACKED:
             return self._read_packed(run)
-        if run.kind == UNALLOCATED and self.backing is not None:
+        if run.kind == UNALLOCATED:
             return self._read_backing(run.offset, run.length)
         return bytes(run.length)
 
@@ -79,6 +79,11 @@ class Reader:
         inside = run.offset & size - 1
         return unpack(header.compression, packed, size)[inside : inside + run.length]
 
+    def _refuse_missing_backing(self) -> None:
+        """Zeros instead of the backing image only for who asked for no backing image."""
+        if self._volume.header.backing_name and self._volume.options.with_backing:
+            raise ImageIoError("the backing image is not open")
+
     def _count_expanded(self, offset: int, size: int) -> None:
         """Reading on through the disk costs budget; reading a place again does not."""
         if offset < self._high_water:
@@ -94,6 +99,7 @@ class Reader:
     def _read_backing(self, offset: int, length: int) -> bytes:
         backing = self.backing
         if backing is None:
+            self._refuse_missing_backing()
             return bytes(length)
         inside = max(0, min(length, backing.virtual_size - offset))
         data = backing.pread(offset, inside) if inside else b""

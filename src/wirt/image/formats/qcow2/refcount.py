@@ -17,7 +17,7 @@ from wirt.image.formats.qcow2.guard import REFBLOCK, REFTABLE, Guard
 from wirt.image.formats.qcow2.header import MAX_REFTABLE_BYTES, Header
 from wirt.image.formats.qcow2.l2 import Table
 from wirt.image.formats.qcow2.widths import pack_counts, unpack_counts
-from wirt.image.formats.qcow2.words import read_table, words_from
+from wirt.image.formats.qcow2.words import read_table, read_words
 
 BLOCK_OFFSET = ~0x1FF & ((1 << 64) - 1)
 _CACHE_BYTES = 4 << 20
@@ -50,8 +50,8 @@ class Refcounts:
         self._hint = 0
         self.released: list[tuple[int, int]] = []
         size = header.reftable_clusters << header.cluster_bits
-        raw = read_table(storage, header.reftable_offset, size, "refcount table")
-        self.table = Table(header.reftable_offset, words_from(raw), fresh=False)
+        words = read_words(storage, header.reftable_offset, size, "refcount table")
+        self.table = Table(header.reftable_offset, words, fresh=False)
 
     def register(self) -> None:
         """Tell the guard where the table and the blocks lie."""
@@ -117,22 +117,39 @@ class Refcounts:
 
     def release(self, cluster: int, count: int = 1) -> None:
         """Give ``count`` clusters back once the commit has made that safe."""
-        self.released.append((cluster, count))
+        if self.released and sum(self.released[-1]) == cluster:
+            self.released[-1] = (self.released[-1][0], self.released[-1][1] + count)
+        else:
+            self.released.append((cluster, count))
 
     def settle(self) -> list[tuple[int, int]]:
-        """Lower the counts of all released clusters; returns those that became free."""
+        """Lower the counts of all released clusters; returns the rows that became free."""
         freed: list[tuple[int, int]] = []
         released, self.released = self.released, []
         for cluster, count in released:
-            for number in range(cluster, cluster + count):
-                self.add(number, -1)
-                if self.get(number) == 0:
-                    self._hint = min(self._hint, number)
-                    if freed and freed[-1][0] + freed[-1][1] == number:
-                        freed[-1] = (freed[-1][0], freed[-1][1] + 1)
-                    else:
-                        freed.append((number, 1))
+            for first, part in self._by_block(cluster, count):
+                freed += self._lower(first, part)
+        if freed:
+            self._hint = min(self._hint, min(freed)[0])
         return freed
+
+    def _by_block(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Split a row of clusters where refcount blocks end."""
+        while count:
+            part = min(count, self.per_block - first % self.per_block)
+            yield first, part
+            first, count = first + part, count - part
+
+    def _lower(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Lower the counts of a row inside one block; returns what became free."""
+        block, slot = self.block(first // self.per_block), first % self.per_block
+        ones = array(block.words.typecode, [1]) * count if block else None
+        if block is not None and block.words[slot : slot + count] == ones:
+            block.words[slot : slot + count] = array(block.words.typecode, [0]) * count
+            block.touch(slot, slot + count)
+            return [(first, count)]
+        self.add(first, -1, count)
+        return [(number, 1) for number in range(first, first + count) if not self.get(number)]
 
     # Allocation
 
@@ -239,15 +256,12 @@ class Refcounts:
         self.release(old.offset >> bits, len(old.words) * 8 >> bits)
 
     def _take(self, first: int, count: int) -> None:
-        while count:
-            index, slot = divmod(first, self.per_block)
-            block = self.block(index)
-            part = min(count, self.per_block - slot)
+        for start, part in self._by_block(first, count):
+            block, slot = self.block(start // self.per_block), start % self.per_block
             if block is None:
-                raise CorruptImage("a refcount block vanished", offset=first)
+                raise CorruptImage("a refcount block vanished", offset=start)
             block.words[slot : slot + part] = array(block.words.typecode, [1]) * part
             block.touch(slot, slot + part)
-            first, count = first + part, count - part
 
 
 def _zeros_from(words: array[int], start: int, most: int) -> int:

@@ -18,15 +18,18 @@ first header sector: see ``shadow.py`` and ``header_store.py``.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from wirt.errors import CorruptImage, ImageError, ImageIoError, OutOfBounds
 from wirt.image.base import OpenOptions, Storage
+from wirt.image.formats.qcow2.extensions import CRYPTO
 from wirt.image.formats.qcow2.guard import (
     ACTIVE_L1,
     ACTIVE_L2,
     BITMAP,
+    CRYPTO_HEADER,
     INACTIVE_L1,
     REFBLOCK,
     REFTABLE,
@@ -40,6 +43,7 @@ from wirt.image.formats.qcow2.mapping import Mapping, load_l1
 from wirt.image.formats.qcow2.refcount import Refcounts
 
 _DIRTY_BYTES = 16 << 20
+_RELEASED = 50_000
 
 
 class Volume:
@@ -52,20 +56,24 @@ class Volume:
         self.options = options
         self.lock = threading.RLock()
         self.guard = Guard(header.cluster_bits)
+        self._deadline = time.monotonic() + options.budget.seconds
         table_bytes = header.l1_size * 8 + (header.reftable_clusters << header.cluster_bits)
         if table_bytes > options.budget.metadata_bytes:
             raise OutOfBounds("the image's tables exceed the budget for metadata")
         l1 = load_l1(storage, header.l1_offset, header.l1_size)
-        self.mapping = Mapping(storage, header, l1)
+        self.mapping = Mapping(storage, header, l1, self.tick)
         self.header_store = HeaderStore(storage, header, self._write_header, self.barrier)
         self._refcounts: Refcounts | None = None
+        self._registered = False
         self.drains: list[Callable[[], None]] = []
         """Write out what is buffered outside the tables."""
         self.seals: list[Callable[[], None]] = []
         """Forget half-filled clusters, because clusters are about to be freed."""
         self._bulk = 0
         self._unflushed = False
-        self._broken = ""
+        self.broken = ""
+        """Why nothing may be written any more, if so."""
+        self._reserved_end = 0
 
     @property
     def refcounts(self) -> Refcounts:
@@ -74,11 +82,28 @@ class Volume:
             self._refcounts = Refcounts(self.storage, self.header, self.guard)
         return self._refcounts
 
+    def reload(self) -> None:
+        """Read the tables anew: they were replaced on disk, and nothing waits in memory."""
+        header = self.header
+        self._seal()
+        self.mapping.forget(load_l1(self.storage, header.l1_offset, header.l1_size))
+        self._refcounts = Refcounts(self.storage, header, self.guard)
+        self._registered = False
+        self.register_metadata()
+
+    def tick(self) -> None:
+        """Raise OutOfBounds when the image has cost more time than its budget."""
+        if time.monotonic() > self._deadline:
+            raise OutOfBounds("the image takes longer than its budget of time")
+
     # What writers need
 
     def register_metadata(self) -> None:
-        """Tell the guard about all metadata; done once before the first write."""
+        """Tell the guard about all metadata, before the first write."""
+        if self._registered:
+            return
         header = self.header
+        self.guard.clear()
         self.refcounts.register()
         self.guard.add(ACTIVE_L1, header.l1_offset, header.l1_size * 8)
         for index, word in enumerate(self.mapping.l1.words):
@@ -95,13 +120,17 @@ class Volume:
         from wirt.image.formats.qcow2.bitmap_directory import directory_extent
 
         self.guard.add(BITMAP, *directory_extent(header))
+        crypto = header.extension(CRYPTO)
+        if crypto is not None and len(crypto) == 16:
+            self.guard.add(CRYPTO_HEADER, int.from_bytes(crypto[:8]), int.from_bytes(crypto[8:]))
+        self._registered = True
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Guard one change: under the lock, and a contradiction marks the image corrupt."""
         with self.lock:
-            if self._broken:
-                raise ImageIoError(self._broken)
+            if self.broken:
+                raise ImageIoError(self.broken)
             try:
                 yield
             except CorruptImage as error:
@@ -109,7 +138,7 @@ class Volume:
                 raise
 
     def _mark_corrupt(self, error: CorruptImage) -> None:
-        self._broken = f"the image was found corrupt and is no longer written: {error.message}"
+        self.broken = f"the image was found corrupt and is no longer written: {error.message}"
         if self.header.version >= 3 and not self.storage.read_only:
             self.header.incompatible |= CORRUPT
             self.header_store.write_first_sector()
@@ -121,9 +150,16 @@ class Volume:
         self._unflushed = True
         self.data_storage.pwrite(host, data)
 
-    def note_data_written(self) -> None:
-        """The caller writes guest bytes itself (``copy_file_range``)."""
+    def note_data_written(self, end: int = 0) -> None:
+        """The caller writes guest bytes itself (``copy_file_range``), up to ``end``."""
         self._unflushed = True
+        self._reserved_end = max(self._reserved_end, end)
+
+    def _cover_reserved(self) -> None:
+        """What was handed out belongs to the file, even if its last bytes are left out."""
+        end, self._reserved_end = self._reserved_end, 0
+        if end and self.data_storage is self.storage and self.storage.size() < end:
+            self.storage.truncate(end)
 
     def write_metadata(self, kind: str, offset: int, data: bytes) -> None:
         self.guard.check(offset, len(data), kind)
@@ -152,7 +188,7 @@ class Volume:
             self.storage.flush()
         except ImageError as error:
             # What the kernel has dropped cannot be written again: stop here.
-            self._broken = f"a flush failed, so nothing more is written: {error.message}"
+            self.broken = f"a flush failed, so nothing more is written: {error.message}"
             raise
         self._unflushed = False
 
@@ -174,17 +210,19 @@ class Volume:
 
     def relieve(self) -> None:
         """Commit early when too much waits in memory."""
-        if self.mapping.crowded(_DIRTY_BYTES):
+        freed = self._refcounts is not None and len(self._refcounts.released) > _RELEASED
+        if freed or self.mapping.crowded(_DIRTY_BYTES):
             self.commit()
 
     def commit(self) -> None:
         """Bring all changes to disk, in order; returns when they are durable."""
-        if self._broken:
-            raise ImageIoError(self._broken)
+        if self.broken:
+            raise ImageIoError(self.broken)
         if self._refcounts is None:
             self.barrier()
             return
         self.drain()
+        self._cover_reserved()
         self._write_new_blocks()
         self._write_raised_counts()
         self._write_links()
@@ -237,11 +275,14 @@ class Volume:
         refcounts = self.refcounts
         if not refcounts.released:
             return
-        for seal in self.seals:
-            seal()
+        self._seal()
         self.freed(refcounts.settle())
         for block in refcounts.dirty_blocks():
             self._write_table(REFBLOCK, block)
+
+    def _seal(self) -> None:
+        for seal in self.seals:
+            seal()
 
     def freed(self, runs: list[tuple[int, int]]) -> None:
         """Give freed clusters back to the host, where the storage can."""

@@ -8,6 +8,8 @@ from array import array
 from wirt.errors import CorruptImage
 from wirt.image.base import Storage
 
+_LARGEST_CLUSTER = 2 << 20
+_PIECE = 2 << 20
 _SWAP = sys.byteorder == "little"
 
 
@@ -30,8 +32,25 @@ def words_to(table: array[int]) -> bytes:
 
 
 def read_table(storage: Storage, offset: int, length: int, what: str) -> bytes:
-    """Read metadata. A file that ends inside the table reads as zeros, as in QEMU."""
+    """Read metadata. A file that ends inside the table's last cluster reads as zeros there.
+
+    So what a table may cost is bounded by the file that holds it, not by its own claim.
+    """
     data = storage.pread(offset, length)
-    if not data:
+    missing = length - len(data)
+    if not missing:
+        return data
+    if not data or missing >= _LARGEST_CLUSTER:
         raise CorruptImage(f"the {what} lies beyond the end of the file", offset=offset)
-    return data if len(data) == length else data + bytes(length - len(data))
+    return data + bytes(missing)
+
+
+def read_words(storage: Storage, offset: int, length: int, what: str) -> array[int]:
+    """Read a table of 64-bit words in pieces, so that it is in memory only once."""
+    table = array("Q")
+    for start in range(0, length, _PIECE):
+        part = min(_PIECE, length - start)
+        table.frombytes(read_table(storage, offset + start, part, what))
+    if _SWAP:
+        table.byteswap()
+    return table

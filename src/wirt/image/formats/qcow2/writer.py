@@ -72,6 +72,8 @@ class Writer:
 
     def write(self, offset: int, data: Bytes) -> None:
         view = memoryview(data).cast("B")
+        if self.encipher is not None:
+            offset, view = self._whole_sectors(offset, view)
         while len(view):
             table = self.table_for(offset)
             room = self._room(offset, len(view))
@@ -83,6 +85,13 @@ class Writer:
             offset += span
             view = view[span:]
         self.volume.relieve()
+
+    def _whole_sectors(self, offset: int, view: memoryview) -> tuple[int, memoryview]:
+        """Only whole sectors can be enciphered: fill up with what the guest sees."""
+        before, after = offset & 511, -(offset + len(view)) & 511
+        head = self.reader.read_padded(offset - before, before)
+        tail = self.reader.read_padded(offset + len(view), after)
+        return offset - before, memoryview(b"".join((head, view, tail)))
 
     def _write_host(self, offset: int, host: int, data: Bytes) -> None:
         if self.encipher is not None:
@@ -245,10 +254,9 @@ class Writer:
             if not span:
                 slot = self.slot_of(offset)
                 host, count, new = self._hosts(table, slot, offset, room >> self._bits)
-                self.volume.guard.check(host, count << self._bits)
                 self.link(table, slot, host, count, keep_old=not new)
                 span = count << self._bits
-            self.volume.note_data_written()
+            self.volume.note_data_written(host + span)
             yield offset, host, min(span, end - offset)
             offset += span
             self.volume.relieve()

@@ -20,7 +20,7 @@ def write_zeroes(writer: Writer, offset: int, length: int, size: int, *, unmap: 
     header = writer.volume.header
     small = header.subcluster_size
     end = offset + length
-    first = min(end, -(-offset // small) * small)
+    first = -(-offset // small) * small
     last = end // small * small
     if end == size:
         last = -(-end // small) * small

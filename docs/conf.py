@@ -1,0 +1,24 @@
+"""Sphinx configuration of wirt's documentation."""
+
+from wirt.version import VERSION
+
+project = "wirt"
+author = "the developers of wirt"
+project_copyright = "the developers of wirt, Apache-2.0"
+version = release = VERSION
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+nitpicky = False
+html_theme = "furo"
+html_title = f"wirt {VERSION}"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+suppress_warnings = ["myst.header"]
+
+man_pages = [
+    ("man/wirt", "wirt", "virtual machines of this host, without a daemon", author, 1),
+    ("man/machine.toml", "machine.toml", "description of a machine of wirt", author, 5),
+]

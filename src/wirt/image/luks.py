@@ -1,0 +1,299 @@
+r"""LUKS1: the key header in front of an encrypted disk, as cryptsetup and QEMU write it.
+
+Layout (big-endian)::
+
+    0    magic 'LUKS\xba\xbe'    104  payload offset, sectors   164  iterations of the digest
+    6    version 1              108  key bytes                  168  UUID, 40 bytes
+    8    cipher name, 32        112  digest of the key, 20      208  8 key slots of 48 bytes
+    40   cipher mode, 32        132  salt of the digest, 32
+    72   hash, 32
+
+A key slot: active word, PBKDF2 iterations, salt (32), offset of its key material in
+sectors, stripes. The key material is the master key, spread over so many stripes that a
+disk cannot keep enough of it by accident (the anti-forensic splitter), enciphered with a
+key derived from the passphrase.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from wirt.errors import (
+    CorruptImage,
+    ImageAccessDenied,
+    NotThisFormat,
+    OutOfBounds,
+    UnsupportedImage,
+    UsageError,
+)
+from wirt.image.sector_cipher import SECTOR, SectorCipher, make_cipher
+
+MAGIC = b"LUKS\xba\xbe"
+HEADER_SIZE = 592
+SLOTS = 8
+ACTIVE, INACTIVE = 0x00AC71F3, 0x0000DEAD
+
+_FIXED = struct.Struct(">6sH32s32s32sII20s32sI40s")
+_SLOT = struct.Struct(">II32sII")
+_STRIPES = 4000
+_DIGEST = 20
+_ALIGN = 8  # sectors, for key material
+_MOST_ITERATIONS = 50_000_000
+_MOST_KEY_BYTES = 64
+_MOST_STRIPES = 8192
+_HASHES = frozenset(("sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"))
+
+
+@dataclass(slots=True)
+class KeySlot:
+    active: bool = False
+    iterations: int = 0
+    salt: bytes = bytes(32)
+    offset: int = 0
+    """In sectors from the start of the header."""
+    stripes: int = _STRIPES
+
+
+@dataclass(slots=True)
+class LuksHeader:
+    cipher: str
+    mode: str
+    hash: str
+    payload_offset: int
+    """In sectors."""
+    key_bytes: int
+    digest: bytes = bytes(_DIGEST)
+    digest_salt: bytes = bytes(32)
+    digest_iterations: int = 0
+    uuid: str = ""
+    slots: list[KeySlot] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> LuksHeader:
+        """Raises NotThisFormat, UnsupportedImage or CorruptImage."""
+        if raw[:6] != MAGIC or len(raw) < HEADER_SIZE:
+            raise NotThisFormat("not a LUKS header")
+        values = _FIXED.unpack_from(raw)
+        if values[1] != 1:
+            raise UnsupportedImage(f"LUKS version {values[1]} is not supported, only 1")
+        header = cls(
+            cipher=_text(values[2]),
+            mode=_text(values[3]),
+            hash=_text(values[4]),
+            payload_offset=values[5],
+            key_bytes=values[6],
+            digest=values[7],
+            digest_salt=values[8],
+            digest_iterations=values[9],
+            uuid=_text(values[10]),
+        )
+        for index in range(SLOTS):
+            active, iterations, salt, offset, stripes = _SLOT.unpack_from(
+                raw, _FIXED.size + index * _SLOT.size
+            )
+            header.slots.append(KeySlot(active == ACTIVE, iterations, salt, offset, stripes))
+        header.check()
+        return header
+
+    def check(self) -> None:
+        if not 0 < self.key_bytes <= _MOST_KEY_BYTES:
+            raise CorruptImage("impossible key size in a LUKS header")
+        if self.hash not in _HASHES:
+            raise UnsupportedImage(f"the hash {self.hash!r} is not supported")
+        for slot in self.slots:
+            if slot.active and not 0 < slot.stripes <= _MOST_STRIPES:
+                raise CorruptImage("impossible number of stripes in a LUKS key slot")
+
+    def pack(self) -> bytes:
+        fixed = _FIXED.pack(
+            MAGIC,
+            1,
+            self.cipher.encode(),
+            self.mode.encode(),
+            self.hash.encode(),
+            self.payload_offset,
+            self.key_bytes,
+            self.digest,
+            self.digest_salt,
+            self.digest_iterations,
+            self.uuid.encode(),
+        )
+        slots = [
+            _SLOT.pack(
+                ACTIVE if slot.active else INACTIVE,
+                slot.iterations,
+                slot.salt,
+                slot.offset,
+                slot.stripes,
+            )
+            for slot in self.slots
+        ]
+        return b"".join([fixed, *slots])
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0")[0].decode("ascii", "replace")
+
+
+def unlock(read: Callable[[int, int], bytes], secret: bytes) -> tuple[LuksHeader, SectorCipher]:
+    """Open the first key slot that ``secret`` fits.
+
+    ``read(offset, length)`` reads relative to the LUKS header. Raises ImageAccessDenied if
+    no slot fits.
+    """
+    header = LuksHeader.parse(read(0, HEADER_SIZE))
+    for slot in header.slots:
+        if slot.active:
+            key = _open_slot(header, slot, read, secret)
+            if _digest_of(header, key) == header.digest:
+                return header, make_cipher(header.cipher, header.mode, key)
+    raise ImageAccessDenied("the passphrase does not open the image")
+
+
+def _open_slot(
+    header: LuksHeader, slot: KeySlot, read: Callable[[int, int], bytes], secret: bytes
+) -> bytes:
+    length = header.key_bytes * slot.stripes
+    padded = length + -length % SECTOR
+    material = read(slot.offset * SECTOR, padded)
+    if len(material) < padded:
+        raise CorruptImage("a LUKS key slot lies beyond the end of the file")
+    cipher = _slot_cipher(header, slot, secret)
+    return _merge(cipher.decrypt(0, material)[:length], slot.stripes, header.hash)
+
+
+def _slot_cipher(header: LuksHeader, slot: KeySlot, secret: bytes) -> SectorCipher:
+    key = _derive(header.hash, secret, slot.salt, slot.iterations, header.key_bytes)
+    return make_cipher(header.cipher, header.mode, key)
+
+
+def _derive(digest: str, secret: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+    if not 0 < iterations <= _MOST_ITERATIONS:
+        raise OutOfBounds(f"a LUKS header asks for {iterations} iterations of its key derivation")
+    try:
+        return hashlib.pbkdf2_hmac(digest, secret, salt, iterations, length)
+    except ValueError as error:
+        raise UnsupportedImage(f"the hash {digest} is not available") from error
+
+
+def _digest_of(header: LuksHeader, key: bytes) -> bytes:
+    return _derive(header.hash, key, header.digest_salt, header.digest_iterations, _DIGEST)
+
+
+# The anti-forensic splitter
+
+
+def _xor(first: bytes, second: bytes) -> bytes:
+    return (int.from_bytes(first) ^ int.from_bytes(second)).to_bytes(len(first))
+
+
+def _diffuse(block: bytes, digest: str) -> bytes:
+    """Hash the block piece by piece, each with its number before it."""
+    size = hashlib.new(digest).digest_size
+    pieces = []
+    for number, start in enumerate(range(0, len(block), size)):
+        piece = block[start : start + size]
+        pieces.append(hashlib.new(digest, struct.pack(">I", number) + piece).digest()[: len(piece)])
+    return b"".join(pieces)
+
+
+def _merge(material: bytes, stripes: int, digest: str) -> bytes:
+    size = len(material) // stripes
+    block = bytes(size)
+    for index in range(stripes - 1):
+        block = _diffuse(_xor(block, material[index * size : (index + 1) * size]), digest)
+    return _xor(block, material[(stripes - 1) * size :])
+
+
+def _split(key: bytes, stripes: int, digest: str) -> bytes:
+    size = len(key)
+    random = os.urandom(size * (stripes - 1))
+    block = bytes(size)
+    for index in range(stripes - 1):
+        block = _diffuse(_xor(block, random[index * size : (index + 1) * size]), digest)
+    return random + _xor(block, key)
+
+
+# Making one
+
+
+@dataclass(frozen=True, slots=True)
+class LuksOptions:
+    """How to make a header; QEMU's defaults."""
+
+    key_bytes: int = 64
+    mode: str = "xts-plain64"
+    hash: str = "sha256"
+    iter_milliseconds: int = 2000
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str], prefix: str = "encrypt.") -> LuksOptions:
+        """Read QEMU's options: ``cipher-alg``, ``cipher-mode``, ``iter-time`` and so on."""
+        given = {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
+        name, _, bits = given.get("cipher-alg", "aes-256").partition("-")
+        chain, iv = given.get("cipher-mode", "xts"), given.get("ivgen-alg", "plain64")
+        if name != "aes" or bits not in {"128", "192", "256"} or chain not in {"xts", "cbc"}:
+            raise UsageError("only aes-128, aes-192 and aes-256 with xts or cbc are supported")
+        if iv == "essiv":
+            iv = "essiv:" + given.get("ivgen-hash-alg", "sha256")
+        iter_time = given.get("iter-time", "2000")
+        if not iter_time.isdecimal() or not 0 < int(iter_time) < 1 << 31:
+            raise UsageError("iter-time is a number of milliseconds")
+        return cls(
+            key_bytes=int(bits) // 8 * (2 if chain == "xts" else 1),
+            mode=f"{chain}-{iv}",
+            hash=given.get("hash-alg", "sha256"),
+            iter_milliseconds=int(iter_time),
+        )
+
+
+def format_luks(secret: bytes, options: LuksOptions) -> tuple[bytes, SectorCipher]:
+    """Return the header with its key material (what precedes the payload) and the cipher."""
+    key = os.urandom(options.key_bytes)
+    cipher = make_cipher("aes", options.mode, key)
+    slot_sectors = -(-options.key_bytes * _STRIPES // SECTOR)
+    slot_sectors += -slot_sectors % _ALIGN
+    header = LuksHeader(
+        cipher="aes",
+        mode=options.mode,
+        hash=options.hash,
+        payload_offset=_ALIGN + SLOTS * slot_sectors,
+        key_bytes=options.key_bytes,
+        digest_salt=os.urandom(32),
+        uuid=str(uuid.uuid4()),
+        slots=[KeySlot(offset=_ALIGN + index * slot_sectors) for index in range(SLOTS)],
+    )
+    header.check()
+    per_second = _iterations_per_second(options.hash)
+    header.digest_iterations = max(1000, per_second * options.iter_milliseconds // 8000)
+    header.digest = _digest_of(header, key)
+    region = bytearray(header.payload_offset * SECTOR)
+    slot = header.slots[0]
+    slot.iterations = max(1000, per_second * options.iter_milliseconds // 1000)
+    _fill_slot(region, header, slot, key, secret)
+    region[:HEADER_SIZE] = header.pack()
+    return bytes(region), cipher
+
+
+def _fill_slot(
+    region: bytearray, header: LuksHeader, slot: KeySlot, key: bytes, secret: bytes
+) -> None:
+    slot.active, slot.salt = True, os.urandom(32)
+    material = _split(key, slot.stripes, header.hash)
+    material += bytes(-len(material) % SECTOR)
+    packed = _slot_cipher(header, slot, secret).encrypt(0, material)
+    region[slot.offset * SECTOR : slot.offset * SECTOR + len(packed)] = packed
+
+
+def _iterations_per_second(digest: str) -> int:
+    count = 20_000
+    start = time.thread_time_ns()
+    _derive(digest, b"secret", bytes(32), count, 32)
+    spent = max(1, time.thread_time_ns() - start)
+    return min(_MOST_ITERATIONS // 100, count * 10**9 // spent)
