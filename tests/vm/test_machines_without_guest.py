@@ -460,3 +460,57 @@ def _old_garbage(context):
 
 def test_a_pid_that_wirt_cannot_see_is_gone():
     assert ProcessId.of((1 << 22) - 1) is None
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing(context, cli):
+    """20 interrupts in create and start: one line, no traceback, no process, no directory."""
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    for turn in range(20):
+        verb = ["create", "one", "-m", "64M", "--disk-size", "1M"] if turn % 2 else ["start", "one"]
+        process = cli.start(*verb, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        time.sleep(0.15 + rng.random() * 0.4)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1].decode()
+        assert process.returncode in {0, 4, 5, 130, -signal.SIGINT}, (seed, error)
+        assert "Traceback" not in error or process.returncode == -signal.SIGINT, (seed, error)
+    assert [name for name in os.listdir(context.home.vms) if name.startswith(".")] == []
+    for name in machine_names(context.home):
+        remove(context, name, force=True)
+    assert _qemus(context.home.root) == []
+
+
+def test_a_disk_that_is_full_is_said_and_harms_nothing(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    from wirt.errors import ImageNoSpace, NoSpace
+    from wirt.store.layout import Home
+    from wirt.vm.context import Context
+
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)], check=True)
+    try:
+        context = Context(Home(str(place / "home"), str(tmp_path / "run")))
+        make(context, "one")
+        (place / "filler").write_bytes(b"x" * (os.statvfs(place).f_bavail * 4096))
+        with pytest.raises((NoSpace, ImageNoSpace)):
+            make(context, "two")
+        assert machine_names(context.home) == ["one"]
+        (place / "filler").unlink()
+        make(context, "two")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_of_no_known_format_is_not_taken_for_a_disk(context):
+    from wirt.errors import NotThisFormat
+    from wirt.vm.source import resolve
+
+    text = os.path.join(context.home.root, "notes")
+    with open(text, "w") as file:
+        file.write("x" * 5000)
+    with pytest.raises(NotThisFormat) as caught:
+        resolve(context, text)
+    assert "--format raw" in caught.value.hint
+    assert resolve(context, text, image_format="raw").virtual_size == 5120
