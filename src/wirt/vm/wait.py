@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from wirt.errors import GuestError, ProtocolError, Timeout, WrongState
+from wirt.errors import GuestError, ProtocolError, Timeout, WirtError, WrongState
 from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
@@ -64,8 +64,8 @@ def _answer(paths: VmPaths) -> str:
         else:
             with AgentClient.connect(paths.socket(AGENT), timeout=_ANSWER_SECONDS) as agent:
                 agent.ping()
-    except (ProtocolError, Timeout, GuestError):
-        return ""
+    except WirtError:
+        return ""  # not yet, or the machine is ending: the next look tells
     return way
 
 
