@@ -51,6 +51,8 @@ def argv(context: Context, name: str) -> list[str]:
         return list(found.record.run.argv)
     machine = load_spec(paths)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
-    accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
+    accelerator = choose_accelerator(
+        machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
+    )
     runtime = runtime_of(paths, machine, accelerator)
     return command_line(machine, runtime, capabilities, found.record)

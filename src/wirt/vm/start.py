@@ -115,7 +115,9 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     machine = load_spec(paths)
     record = read_record(paths.record)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
-    accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
+    accelerator = choose_accelerator(
+        machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
+    )
     context.say(f"accelerator: {accelerator.name} ({accelerator.reason})")
     warning = preflight.check_memory(machine)
     if warning:
