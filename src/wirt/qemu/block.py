@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 
+import msgspec
+
 from wirt.errors import SpecError
 from wirt.qapi.value import QapiObject
 from wirt.qemu.runtime import Runtime
@@ -24,6 +26,7 @@ FORMATS = (
 )  # fmt: skip
 """Formats that QEMU opens, by its names."""
 
+_HIGHEST_LIMIT = 10**15
 _DIRECT = {"none", "directsync"}
 
 
@@ -172,3 +175,5 @@ def _check(disk: Disk, index: int) -> None:
         )
     if disk.detect_zeroes == "unmap" and disk.discard != "unmap":
         raise SpecError('unmap needs discard = "unmap"', key=f"{key}.detect_zeroes")
+    if disk.throttle and max(msgspec.structs.astuple(disk.throttle)) > _HIGHEST_LIMIT:
+        raise SpecError(f"a limit is at most {_HIGHEST_LIMIT}", key=f"{key}.throttle")
