@@ -220,3 +220,33 @@ def test_the_doctor_leaves_nothing_running(tmp_path):
     doctor.examine(cache_dir=str(tmp_path), places=[])
     after = subprocess.run(listing, capture_output=True, check=False).stdout.split()
     assert len(after) <= len(before)
+
+
+def test_a_directory_of_sockets_may_be_small():
+    facts = {"free": 10 << 20, "inodes": 1000, "writable": True}
+    assert space.judge("/run", **facts, short=space.SOCKETS, none=space.SOCKETS).status == "ok"
+    assert space.judge("/run", **facts).status == "fail"
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_tool("unshare")
+def test_a_container_without_sys_and_devices_is_examined():
+    """Nothing is mounted there but the file system and a /proc of its own."""
+    script = (
+        "import os, json, msgspec\n"
+        "from wirt.host.doctor import examine\n"
+        "found = examine(cache_dir='/nonexistent', places=['/var/tmp'], sockets='/var/tmp')\n"
+        "print(msgspec.json.encode(found).decode())"
+    )
+    hide = 'mount -t tmpfs none /sys; mount -t tmpfs none /dev; exec "$0" -c "$1"'
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    path = ":".join(sys.path)
+    done = run(
+        [*namespaces, "sh", "-ec", hide, sys.executable, script],
+        env={"PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found = {finding["id"]: finding for finding in json.loads(done.stdout)}
+    assert found["kvm"]["detail"].startswith("there is no /dev/kvm")
+    assert found["cgroup"]["status"] == "warn"

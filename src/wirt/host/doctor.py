@@ -13,17 +13,22 @@ from wirt.host.finding import Finding
 from wirt.host.kernel import kernel
 from wirt.host.memory import memory
 from wirt.host.programs import programs
-from wirt.host.space import space
+from wirt.host.space import SOCKETS, space
 
 Check = Callable[[], list[Finding]]
 
 
 def examine(
-    *, cache_dir: str, places: Sequence[str], binary: str = "qemu-system-x86_64"
+    *,
+    cache_dir: str,
+    places: Sequence[str],
+    sockets: str = "",
+    binary: str = "qemu-system-x86_64",
 ) -> list[Finding]:
     """Return what this host can do for machines, in the order a person reads it.
 
-    ``places`` are directories whose room matters. ``cache_dir`` keeps what is slow to find
+    ``places`` are directories for images; ``sockets`` is one that needs little room.
+    ``cache_dir`` keeps what is slow to find
     out (it need not exist). No error escapes: what cannot be examined is a finding too.
     """
     checks: tuple[tuple[str, Check], ...] = (
@@ -31,6 +36,7 @@ def examine(
         ("programs", partial(programs, binary, cache_dir)),
         ("memory", memory),
         ("space", partial(space, places)),
+        ("space", partial(space, [sockets] if sockets else [], short=SOCKETS, none=SOCKETS)),
         ("devices", devices),
         ("cgroup", cgroups),
         ("kernel", kernel),

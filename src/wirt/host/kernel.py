@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from typing import Literal
@@ -131,19 +130,26 @@ def subordinate_count(text: str, user: str, uid: int) -> int:
 
 def landlock_abi() -> int:
     """Return the version of Landlock that the kernel speaks; 0 if it does not."""
+    return max(0, _landlock_version()[0])
+
+
+def _landlock_version() -> tuple[int, int]:
+    """Return what landlock_create_ruleset(2) answers when asked for its version, and errno."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(
         ctypes.c_long(_LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0),
         ctypes.c_uint32(_LANDLOCK_VERSION),
     )  # fmt: skip
-    return max(0, int(version))
+    return int(version), ctypes.get_errno()
 
 
 def _landlock() -> Finding:
-    abi = landlock_abi()
-    if abi:
+    abi, error = _landlock_version()
+    if abi > 0:
         return Finding("landlock", "Landlock", "ok", f"ABI {abi}")
-    off = ctypes.get_errno() == errno.EOPNOTSUPP
+    off = error == errno.EOPNOTSUPP
     cure = "add landlock to the list lsm= of the kernel's command line" if off else ""
     detail = "switched off at boot" if off else "not in this kernel"
     return Finding("landlock", "Landlock", "info", detail, cure)

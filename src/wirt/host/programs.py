@@ -55,7 +55,12 @@ class _Module:
 
 _MODULES = (
     _Module("gui", "ui-gtk", "qemu-system-gui", "no window on this host's screen"),
-    _Module("spice", "ui-spice-core", "qemu-system-common", "no SPICE displays"),
+    _Module(
+        "spice",
+        "ui-spice-core",
+        "qemu-system-modules-spice (Debian 12: qemu-system-common)",
+        "no SPICE displays",
+    ),
     _Module("block-extra", "block-curl", "qemu-block-extra", "QEMU opens no disks over http"),
 )
 

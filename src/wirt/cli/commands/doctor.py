@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Report what this host can do; the exit code is 1 if no machine can run."""
     home = Context().home
-    findings = examine(cache_dir=home.cache, places=(home.root, home.runtime_base))
+    findings = examine(cache_dir=home.cache, places=(home.root,), sockets=home.runtime_base)
     if args.json:
         print_json(findings)
     else:

@@ -15,7 +15,7 @@ import msgspec
 from wirt.host import cache
 from wirt.host.confine import device_group, group_name
 from wirt.host.cpu import Cpu, host_cpu
-from wirt.host.kvm.trial import MSR_FAILURE, STEPS
+from wirt.host.kernel import read_line
 from wirt.host.process import detach, spawn
 
 DEVICE = "/dev/kvm"
@@ -137,6 +137,8 @@ def _await(process: subprocess.Popen[bytes]) -> None:
 
 def judge(output: bytes) -> Verdict:
     """Return what the trial's output means. It can be cut off anywhere."""
+    from wirt.host.kvm.trial import MSR_FAILURE, STEPS
+
     lines = output.split(b"\n")[:-1]
     try:
         last = msgspec.json.decode(lines[-1], type=_Answer) if lines else _Answer(0, "", done=False)
@@ -184,13 +186,13 @@ def _holds(known: _Cached) -> bool:
 
 def _host() -> str:
     """Everything that can change the verdict, as one string."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
+    boot = read_line("/proc/sys/kernel/random/boot_id")
     try:
         info = os.stat(DEVICE)
         device = f"{info.st_ino} {info.st_mode:o} {info.st_uid} {info.st_gid} {info.st_ctime_ns}"
     except OSError:
         device = "none"
-    modules = ",".join(sorted(name for name in os.listdir("/sys/module") if name.startswith("kvm")))
+    present = os.listdir("/sys/module") if os.path.isdir("/sys/module") else []
+    modules = ",".join(sorted(name for name in present if name.startswith("kvm")))
     who = f"{os.geteuid()} {sorted(os.getgroups())}"
     return f"{boot} {os.uname().release} {device} {modules} {who}"
