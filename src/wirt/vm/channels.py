@@ -20,8 +20,3 @@ def open_ports(qmp: QmpClient) -> set[str]:
     """Return the names of the ports that a program in the guest holds open."""
     devices = qmp.execute("query-chardev", reply=list[ChardevInfo])
     return {device.label for device in devices if device.frontend_open}
-
-
-def agent_is_open(qmp: QmpClient) -> bool:
-    """True if qemu-guest-agent is there."""
-    return AGENT in open_ports(qmp)

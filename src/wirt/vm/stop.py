@@ -8,7 +8,16 @@ import time
 
 import msgspec
 
-from wirt.errors import CommandRefused, ProtocolError, Timeout, WirtError, WrongState
+from wirt.errors import (
+    Busy,
+    CommandRefused,
+    GuestError,
+    PeerClosed,
+    ProtocolError,
+    Timeout,
+    WirtError,
+    WrongState,
+)
 from wirt.host.process_id import ProcessId
 from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
@@ -17,14 +26,16 @@ from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import locked
 from wirt.store.record import Record, read_record, write_record
 from wirt.vm import state
-from wirt.vm.channels import AGENT, agent_is_open
+from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
 from wirt.vm.monitor import connect
+from wirt.vm.session import guest_session
 from wirt.vm.start import end_unstarted, processes_with
 
 DEFAULT_SECONDS = 90.0
 _QUIT_SECONDS = 15.0
-_AGENT_SECONDS = 5.0
+_AGENT_SECONDS = 10.0
+_POWER_OFF = "systemctl --no-block poweroff 2>/dev/null || poweroff"
 
 
 def stop(
@@ -82,17 +93,30 @@ def _ask_guest(paths: VmPaths, record: Record) -> str:
         status = qmp.execute("query-status", reply=StatusInfo).status
         if status != "running":
             raise WrongState(f"it is {status}, not running")
-        agent = agent_is_open(qmp)
-    if agent:
+        ports = open_ports(qmp)
+    if AGENT in ports:
         with (
             contextlib.suppress(ProtocolError, Timeout),
             AgentClient.connect(paths.socket(AGENT), timeout=_AGENT_SECONDS) as client,
         ):
             client.shutdown()
             return "guest agent"
+    if ports.intersection(HELPERS) and _ask_helper(paths):
+        return "wirt's helper"
     with connect(paths, record) as qmp:
         qmp.execute("system_powerdown")
     return "ACPI power button"
+
+
+def _ask_helper(paths: VmPaths) -> bool:
+    """Power off through the helper. True if it was done, or the guest went down meanwhile."""
+    try:
+        with guest_session(paths, timeout=_AGENT_SECONDS) as session:
+            return session.exec(["sh", "-c", _POWER_OFF], timeout=_AGENT_SECONDS) == 0
+    except PeerClosed:
+        return True
+    except (ProtocolError, Timeout, GuestError, Busy):
+        return False
 
 
 def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
