@@ -6,10 +6,11 @@ import difflib
 
 from wirt.errors import UsageError
 from wirt.image.base import Format
-from wirt.image.formats import qcow2, raw, vpc
+from wirt.image.formats import qcow2, raw, vhdx, vpc
 
 FORMATS: tuple[Format, ...] = (
     qcow2.FORMAT,
+    vhdx.FORMAT,
     vpc.FORMAT,
     raw.FORMAT,
 )

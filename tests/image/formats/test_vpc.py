@@ -4,6 +4,7 @@ import random
 import subprocess
 
 import pytest
+
 from tests.image.formats.support import (
     MIB,
     by_qemu,
@@ -15,7 +16,6 @@ from tests.image.formats.support import (
     sample,
     sample_is_as_qemu_reads_it,
 )
-
 from wirt.errors import CorruptImage, ImageAccessDenied, NotThisFormat
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file

@@ -204,9 +204,20 @@ class BlockImage(MappedImage, WritableImage):
             if unmap and part == self._block_length(index) and self._zero(index):
                 self._unpublished.add(index)
                 continue
+            if unmap and self._punched(start, part):
+                continue
             for at in range(0, part, len(_FILL)):
                 step = min(part - at, len(_FILL))
                 self._write_part(index, start + at, memoryview(_FILL)[:step])
+
+    def _punched(self, offset: int, length: int) -> bool:
+        """Free the file's bytes below a run that lies there; False where that cannot be."""
+        run = self._run(offset, length)
+        if run.kind is not ExtentKind.DATA or run.length != length:
+            return False
+        if run.storage is None or run.storage_offset is None:
+            return False
+        return run.storage.punch_hole(run.storage_offset, length)
 
     def _reads_as_zero(self, offset: int, length: int) -> bool:
         for run in self._runs(offset, length):
@@ -249,6 +260,12 @@ class ResizableBlockImage(BlockImage, Resizable):
             raise OutOfBounds(f"a disk of {size} bytes is not made of sectors")
         if preallocation != "off":
             raise OutOfBounds(f"{self.format_name} images have no preallocation")
+
+
+def run_of_bits(bits: str, start: int) -> int:
+    """Return where the run of equal bits that begins at ``start`` ends."""
+    change = bits.find("0" if bits[start] == "1" else "1", start)
+    return len(bits) if change < 0 else change
 
 
 def verbatim(offset: int, limit: int, storage: Storage, place: int) -> Extent:

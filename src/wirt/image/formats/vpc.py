@@ -60,6 +60,7 @@ from wirt.image.formats.mapped import (
     read_exactly,
     read_metadata,
     refuse_unknown,
+    run_of_bits,
     stored_size,
     verbatim,
 )
@@ -288,10 +289,8 @@ class DynamicVpcImage(BlockImage):
         """Return how far the sectors from ``inside`` on are all present, or all not."""
         bits = self._bitmap(index, place)
         sector = inside // SECTOR
-        bit = bits[sector]
-        change = bits.find("0" if bit == "1" else "1", sector)
-        end = self.block_size if change < 0 else change * SECTOR
-        return min(length, end - inside), bit == "1"
+        end = run_of_bits(bits, sector) * SECTOR
+        return min(length, end - inside), bits[sector] == "1"
 
     def _bitmap(self, index: int, place: int) -> str:
         if index not in self._bits:
