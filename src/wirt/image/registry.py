@@ -6,11 +6,14 @@ import difflib
 
 from wirt.errors import UsageError
 from wirt.image.base import Format
-from wirt.image.formats import qcow2, raw, vhdx, vpc
+from wirt.image.formats import bochs, cloop, qcow2, raw, vdi, vhdx, vpc
 
 FORMATS: tuple[Format, ...] = (
     qcow2.FORMAT,
+    vdi.FORMAT,
     vhdx.FORMAT,
+    bochs.FORMAT,
+    cloop.FORMAT,
     vpc.FORMAT,
     raw.FORMAT,
 )
