@@ -6,10 +6,11 @@ import difflib
 
 from wirt.errors import UsageError
 from wirt.image.base import Format
-from wirt.image.formats import bochs, cloop, qcow2, raw, vdi, vhdx, vpc
+from wirt.image.formats import bochs, cloop, qcow2, raw, vdi, vhdx, vmdk, vpc
 
 FORMATS: tuple[Format, ...] = (
     qcow2.FORMAT,
+    vmdk.FORMAT,
     vdi.FORMAT,
     vhdx.FORMAT,
     bochs.FORMAT,
