@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
 	uidmap openssh-client python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-gui mtools dosfstools grub-rescue-pc \
-	grub-common grub-pc-bin grub-efi-amd64-bin genisoimage xorriso util-linux nbdkit
+	grub-common grub-pc-bin grub-efi-amd64-bin genisoimage xorriso util-linux nbdkit \
+	bximage cloop-utils
 
 .PHONY: demo test check bench docs fmt fuzz clean
 

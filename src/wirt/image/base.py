@@ -386,6 +386,12 @@ class Format(ABC):
     name: ClassVar[str]
     """As ``qemu-img -f`` names it."""
     suffixes: ClassVar[tuple[str, ...]] = ()
+    images: ClassVar[tuple[type[Image], ...]] = ()
+    """What ``open`` may return: the interfaces of these classes are what the format can do."""
+    has_backing: ClassVar[bool] = False
+    """An image may show another one through (a backing file, a parent)."""
+    has_compression: ClassVar[bool] = False
+    """Compressed data are read."""
 
     @abstractmethod
     def probe(self, storage: Storage) -> bool:

@@ -126,6 +126,7 @@ class BochsImage(BlockImage):
 class BochsFormat(Format):
     name = "bochs"
     suffixes = (".bochs",)
+    images = (BochsImage,)
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(0, 22) == _MAGIC

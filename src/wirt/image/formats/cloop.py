@@ -96,6 +96,8 @@ def inflate(packed: bytes, length: int, *, window: int = 15) -> bytes:
 class CloopFormat(Format):
     name = "cloop"
     suffixes = (".cloop",)
+    images = (CloopImage,)
+    has_compression = True
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(0, len(_PREAMBLE)) == _PREAMBLE

@@ -112,6 +112,7 @@ class ParallelsImage(BlockImage):
 class ParallelsFormat(Format):
     name = "parallels"
     suffixes = (".hds", ".parallels")
+    images = (ParallelsImage,)
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(0, 16) in {_OLD, _NEW}

@@ -142,6 +142,9 @@ class QcowImage(TwoLevelImage):
 class QcowFormat(Format):
     name = "qcow"
     suffixes = (".qcow",)
+    images = (QcowImage,)
+    has_backing = True
+    has_compression = True
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(0, 8) == _MAGIC + b"\0\0\0\1"

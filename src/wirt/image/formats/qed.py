@@ -130,6 +130,8 @@ class QedImage(TwoLevelImage):
 class QedFormat(Format):
     name = "qed"
     suffixes = (".qed",)
+    images = (QedImage,)
+    has_backing = True
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(0, 4) == b"QED\0"

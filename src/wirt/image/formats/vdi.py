@@ -247,6 +247,8 @@ def _open_parent(image: VdiImage, options: OpenOptions) -> Image:
 class VdiFormat(Format):
     name = "vdi"
     suffixes = (".vdi",)
+    images = (VdiImage,)
+    has_backing = True
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(64, 4) == _SIGNATURE.to_bytes(4, "little")

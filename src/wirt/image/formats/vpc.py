@@ -393,6 +393,8 @@ def open_parent(image: DynamicVpcImage, options: OpenOptions) -> Image:
 class VpcFormat(Format):
     name = "vpc"
     suffixes = (".vhd",)
+    images = (FixedVpcImage, DynamicVpcImage)
+    has_backing = True
 
     def probe(self, storage: Storage) -> bool:
         try:

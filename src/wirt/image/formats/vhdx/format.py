@@ -35,6 +35,8 @@ _DEFAULT_BLOCKS = ((32 << 30, 8 * MIB), (100 << 30, 16 * MIB), (1 << 40, 32 * MI
 class VhdxFormat(Format):
     name = "vhdx"
     suffixes = (".vhdx", ".avhdx")
+    images = (VhdxImage,)
+    has_backing = True
 
     def probe(self, storage: Storage) -> bool:
         return storage.pread(0, 8) == SIGNATURE

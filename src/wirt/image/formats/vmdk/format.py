@@ -41,6 +41,9 @@ _ADAPTERS = ("ide", "lsilogic", "buslogic", "legacyESX")
 class VmdkFormat(Format):
     name = "vmdk"
     suffixes = (".vmdk",)
+    images = (VmdkImage,)
+    has_backing = True
+    has_compression = True
 
     def probe(self, storage: Storage) -> bool:
         head = storage.pread(0, 512)
