@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+import zlib
 
 import pytest
 
@@ -67,18 +68,31 @@ def test_a_child_reads_its_backing_file(name, tmp_path):
         open_image(str(child))
 
 
+def packed_qcow(path, data):
+    """Make a compressed qcow 1: qemu-img 7.2 gives up in the middle, with no message."""
+    made(path, "qcow", len(data))
+    with opened(path, "qcow", writable=True) as image:
+        size = image.block_size
+        for index in range(len(data) // size):
+            deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
+            packed = deflate.compress(data[index * size :][:size]) + deflate.flush()
+            if len(packed) < size:
+                place = image._append(packed, align=1)
+                image._set(index, 1 << 63 | len(packed) << 51 | place)
+            else:
+                image.pwrite(index * size, data[index * size :][:size])
+        image._unpublished.add(0)
+    return path
+
+
 @pytest.mark.needs_qemu_img
 def test_compressed_qcow_clusters_are_read_and_replaced(tmp_path):
-    # qemu-img 7.2 exits with 1 here, without a message, after writing the whole disk.
     words = b"".join(b"%d\n" % number for number in range(150000))[:MIB]
-    data = words + bytes(MIB) + b"text" * (MIB // 4)
-    raw, path = tmp_path / "r.raw", tmp_path / "c.qcow"
-    raw.write_bytes(data)
-    command = ["qemu-img", "convert", "-f", "raw", "-c", "-O", "qcow", str(raw), str(path)]
-    subprocess.run(command, check=False, capture_output=True)
-    assert by_qemu(path, "qcow", tmp_path) == data
+    data = words + bytes(MIB) + random.Random(1).randbytes(MIB // 2) + b"text" * (MIB // 8)
+    path = packed_qcow(tmp_path / "c.qcow", data)
     model = bytearray(data)
     assert chain_read(path) == model
+    assert by_qemu(path, "qcow", tmp_path) == model
     exercised(path, "qcow", model, block=65536)
     assert by_qemu(path, "qcow", tmp_path) == model
 
