@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
 	uidmap openssh-client python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-gui mtools dosfstools grub-rescue-pc \
-	grub-common grub-pc-bin grub-efi-amd64-bin genisoimage xorriso util-linux nbdkit \
+TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl \
+	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin \
 	bximage cloop-utils
 
 .PHONY: demo test check bench docs fmt fuzz clean
@@ -41,7 +41,7 @@ bench: .packages-test $(VENV)/.dev
 	$(BIN)/python -m bench
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz/fuzz_images.py --count 100000
+	$(BIN)/python -m tests.fuzz.qcow2_mutations 100000
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -18,9 +18,6 @@ with disk images alone. Names are imported when they are first used, so that ``i
 costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
-
 from wirt.version import VERSION as __version__  # noqa: N811 - the name that tools look for
 
 _HOME_OF = {
@@ -49,7 +46,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name in _HOME_OF:
         return getattr(import_module(_HOME_OF[name]), name)
     raise AttributeError(f"module 'wirt' has no attribute {name!r}")

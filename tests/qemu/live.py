@@ -24,6 +24,8 @@ from wirt.spec.machine import Machine
 
 NOT_HERE = {
     "host-devices": "needs block devices of the host",
+    "samba": "needs samba",
+    "serials-clients": "needs servers and clients",
     "usb-host": "needs a USB device of the host",
     "window": "needs a screen",
 }
@@ -60,9 +62,9 @@ def started(name: str, capabilities: Capabilities, binary: str) -> Iterator[Live
         machine = machines.load(name)
         place = machines.Place(vm=str(base / "vm"), sockets=str(base))
         facts = machines.runtime(name, place)
-        with _placeholders(machine, facts, base) as runtime:
+        with placeholders(machine, facts, base) as runtime:
             made = argv(binary, arguments(machine, runtime, capabilities))
-            with _running(_on_loopback(made), runtime, base) as live:
+            with answering(_on_loopback(made), runtime, base) as live:
                 yield live
     finally:
         shutil.rmtree(base)
@@ -70,7 +72,7 @@ def started(name: str, capabilities: Capabilities, binary: str) -> Iterator[Live
 
 @contextmanager
 def running(
-    machine: Machine, capabilities: Capabilities, binary: str, base: Path
+    machine: Machine, capabilities: Capabilities, binary: str, base: Path, **facts: Any
 ) -> Iterator[Live]:
     """Run a machine whose images lie in ``base``; it waits for ``cont``."""
     runtime = Runtime(
@@ -78,14 +80,15 @@ def running(
         directory=str(base),
         socket=lambda name: f"{base}/{name}.sock",
         paused=True,
+        **facts,
     )
     words = argv(binary, arguments(machine, runtime, capabilities))
-    with _running(_on_loopback(words), runtime, base) as live:
+    with answering(_on_loopback(words), runtime, base) as live:
         yield live
 
 
 @contextmanager
-def _running(words: list[str], runtime: Runtime, base: Path) -> Iterator[Live]:
+def answering(words: list[str], runtime: Runtime, base: Path) -> Iterator[Live]:
     errors = base / "errors"
     fds = list(runtime.fd_paths.values())
     with errors.open("wb") as file:
@@ -121,7 +124,7 @@ def _on_loopback(words: list[str]) -> list[str]:
 
 
 @contextmanager
-def _placeholders(machine: Machine, runtime: Runtime, base: Path) -> Iterator[Runtime]:
+def placeholders(machine: Machine, runtime: Runtime, base: Path) -> Iterator[Runtime]:
     root = Path(runtime.directory)
     for folder in ("disks", "log", "sub", "kernel", "tftp", "boot, files", "template"):
         (root / folder).mkdir(parents=True)
@@ -144,13 +147,13 @@ def _with_facts(machine: Machine, runtime: Runtime, base: Path, root: Path) -> I
     fds = {}
     for image in runtime.fd_paths:
         disk = next(disk for disk in machine.disks if disk.image == image)
-        flags = os.O_RDONLY if disk.media == "cdrom" or disk.read_only else os.O_RDWR
+        read_only = disk.media == "cdrom" or disk.read_only or disk.discard_writes
+        flags = os.O_RDONLY if read_only else os.O_RDWR
         fds[image] = os.open(root / image.lstrip("/"), flags)
     overlays = {}
     for index in runtime.overlays:
         overlays[index] = str(base / f"overlay{index}.qcow2")
-        backing = str(root / machine.disks[index].image)
-        _qemu_img("create", "-q", "-f", "qcow2", "-b", backing, "-F", "raw", overlays[index])
+        _qemu_img("create", "-q", "-f", "qcow2", overlays[index], "4M")
     memory = runtime.memory_file and str(base / "memory")
     if memory:
         with open(memory, "wb") as file:

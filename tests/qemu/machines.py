@@ -28,7 +28,10 @@ FACTS: dict[str, dict[str, Any]] = {
         "fd_paths": {"/root/a.qcow2": 20, "disks/b.qcow2": 21, "/root/cd.iso": 22},
         "host_devices": {"disks/b.qcow2"},
     },
-    "discarded-writes": {"overlays": {0: "/vm/overlay0.qcow2"}},
+    "discarded-writes": {
+        "fd_paths": {"/root/b.qcow2": 20},
+        "overlays": {0: "/vm/disks/discarded0.qcow2", 1: "/vm/disks/discarded1.qcow2"},
+    },
     "host-devices": {"host_devices": {"link-to-device"}},
     "kvm": {"accelerator": "kvm"},
     "fork-child": {

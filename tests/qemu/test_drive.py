@@ -32,6 +32,10 @@ def value_of(disk, index=0):
             Disk(image="a", geometry=Geometry(1, 1, 1, translation="lba")),
             "disks[3].geometry.translation",
         ),
+        (Disk(image="a", bus="ide", geometry=Geometry(9, 17, 63)), "disks[3].geometry.heads"),
+        (Disk(image="a", serial="Nº1"), "disks[3].serial"),
+        (Disk(image="a", bus="sd", read_only=True), "disks[3].read_only"),
+        (Disk(image="a", throttle=Throttle(bytes_total=10**15 + 1)), "disks[3].throttle"),
         (Disk(image="a", discard_writes=True), "disks[3].discard_writes"),
     ],
 )

@@ -2,10 +2,13 @@
 
 import itertools
 import re
+import tomllib
 
 import pytest
 
 from tests.qemu import machines
+from wirt.spec.machine import Machine
+from wirt.spec.settings import settings
 
 DEPRECATED = (
     "-no-hpet", "-no-acpi", "-no-kvm", "-drive", "-net", "-runas", "-chroot", "-run-with",
@@ -71,3 +74,23 @@ def test_every_pci_device_has_its_own_address():
             if "addr" in value
         ]
         assert len(places) == len(set(places)), name
+
+
+NOT_FOR_QEMU = {"description", "autostart", "accelerator", "qemu.binary", "firmware.variables"}
+"""Settings that the host side of wirt acts on."""
+
+
+def keys_of(tree, prefix=""):
+    for key, value in tree.items():
+        yield prefix + key
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                yield from keys_of(item, f"{prefix}{key}.")
+
+
+def test_every_setting_stands_in_a_golden_machine():
+    used = set(NOT_FOR_QEMU)
+    for path in machines.GOLDEN.glob("*.toml"):
+        used |= set(keys_of(tomllib.loads(path.read_text())))
+    missing = {setting.key for setting in settings(Machine)} - used
+    assert missing == set()

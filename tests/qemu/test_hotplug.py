@@ -72,6 +72,17 @@ def test_a_card_is_plugged(nic, guest, runtime):
     assert guest.qmp.execute("qom-get", place, reply=str) == nic.mac
 
 
+def test_a_card_is_plugged_into_the_older_board(qemu, base, runtime):
+    binary, capabilities = qemu
+    machine = toml.load(MACHINE + 'machine_type = "pc"\n')
+    with live.running(machine, capabilities, binary, base) as guest:
+        values = nic_values(Nic(model="e1000"), 0, runtime, {"bus": "pci.0", "addr": "0x1e"})
+        for value in values.netdevs:
+            guest.qmp.execute("netdev_add", value)
+        guest.qmp.execute("device_add", values.device)
+        assert "nic0" in names(guest, "/machine/peripheral")
+
+
 def test_a_card_is_unplugged_from_its_root_port(guest, runtime):
     """Without a guest's driver the port gives the device up when the machine resets."""
     values = nic_values(Nic(backend=Unplugged()), 3, runtime, port_place(1))

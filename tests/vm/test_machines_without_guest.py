@@ -16,13 +16,14 @@ import msgspec
 import pytest
 
 from wirt.errors import AlreadyExists, Busy, HostError, NotFound, QemuError, SpecError, UsageError
-from wirt.host.process import ProcessId
+from wirt.host.process_id import ProcessId
 from wirt.image.create import create_image
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record, write_record
 from wirt.vm import state
 from wirt.vm.create import Wish, create
+from wirt.vm.description import load_spec
 from wirt.vm.edit import set_values
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
@@ -205,12 +206,12 @@ def test_settings_change_and_comments_stay(context):
     with open(paths.spec, "w") as file:
         file.write(text.replace('memory = "64M"', 'memory = "64M"  # as small as can be'))
     set_values(context, "one", {"memory": "96M", "cpu.vcpus": "2", "disks[0].serial": "S1"})
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     assert (machine.memory, machine.cpu.vcpus, machine.disks[0].serial) == (96 << 20, 2, "S1")
     assert "# as small as can be" in Path(paths.spec).read_text()
     with pytest.raises(SpecError):
         set_values(context, "one", {"memory": "128M", "disks[0].bus": "scuzzy"})
-    assert state.load_spec(paths).memory == 96 << 20
+    assert load_spec(paths).memory == 96 << 20
     with pytest.raises(UsageError, match="identity"):
         set_values(context, "one", {"uuid": "x"})
 
@@ -459,3 +460,57 @@ def _old_garbage(context):
 
 def test_a_pid_that_wirt_cannot_see_is_gone():
     assert ProcessId.of((1 << 22) - 1) is None
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing(context, cli):
+    """20 interrupts in create and start: one line, no traceback, no process, no directory."""
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    for turn in range(20):
+        verb = ["create", "one", "-m", "64M", "--disk-size", "1M"] if turn % 2 else ["start", "one"]
+        process = cli.start(*verb, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        time.sleep(0.15 + rng.random() * 0.4)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1].decode()
+        assert process.returncode in {0, 4, 5, 130, -signal.SIGINT}, (seed, error)
+        assert "Traceback" not in error or process.returncode == -signal.SIGINT, (seed, error)
+    assert [name for name in os.listdir(context.home.vms) if name.startswith(".")] == []
+    for name in machine_names(context.home):
+        remove(context, name, force=True)
+    assert _qemus(context.home.root) == []
+
+
+def test_a_disk_that_is_full_is_said_and_harms_nothing(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    from wirt.errors import ImageNoSpace, NoSpace
+    from wirt.store.layout import Home
+    from wirt.vm.context import Context
+
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)], check=True)
+    try:
+        context = Context(Home(str(place / "home"), str(tmp_path / "run")))
+        make(context, "one")
+        (place / "filler").write_bytes(b"x" * (os.statvfs(place).f_bavail * 4096))
+        with pytest.raises((NoSpace, ImageNoSpace)):
+            make(context, "two")
+        assert machine_names(context.home) == ["one"]
+        (place / "filler").unlink()
+        make(context, "two")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_of_no_known_format_is_not_taken_for_a_disk(context):
+    from wirt.errors import NotThisFormat
+    from wirt.vm.source import resolve
+
+    text = os.path.join(context.home.root, "notes")
+    with open(text, "w") as file:
+        file.write("x" * 5000)
+    with pytest.raises(NotThisFormat) as caught:
+        resolve(context, text)
+    assert "--format raw" in caught.value.hint
+    assert resolve(context, text, image_format="raw").virtual_size == 5120

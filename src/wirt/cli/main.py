@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 from wirt.cli.table import GROUPS, verbs
 from wirt.errors import UsageError, WirtError
 from wirt.version import VERSION
 
 INTERRUPTED = 130
+SIGPIPE_CODE = 128 + 13
 INTERNAL_ERROR = 70
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``wirt`` with ``argv`` (without the program's name); return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)
+    _unwind_on_sigterm()
     try:
         return _run(words)
     except WirtError as error:
@@ -30,14 +28,19 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away: what is left to print has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return SIGPIPE_CODE
     except Exception:  # noqa: BLE001 - the last door: a user never sees a traceback unasked
         return _internal_error(words)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+def _unwind_on_sigterm() -> None:
     """SIGTERM unwinds like Ctrl-C, so that what was begun is cleaned up."""
-    raise KeyboardInterrupt
+    import signal
+
+    def unwind(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, unwind)
 
 
 def _run(words: list[str]) -> int:

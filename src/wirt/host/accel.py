@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
 
 from wirt.errors import MissingDependency
-from wirt.host.kvm.verdict import cached_verdict
+from wirt.host.kvm.verdict import Verdict, cached_verdict
+
+_WITHOUT_KVM = Verdict(
+    usable=False,
+    reason="this QEMU has no KVM: it is for another CPU than the host's, or built without",
+    hint="take the qemu-system of the host's own architecture",
+)
 
 
 class Accelerator(msgspec.Struct, frozen=True):
@@ -17,14 +24,17 @@ class Accelerator(msgspec.Struct, frozen=True):
     reason: str
 
 
-def choose_accelerator(wanted: str, *, cache_dir: str) -> Accelerator:
+def choose_accelerator(
+    wanted: str, *, cache_dir: str, built_in: Collection[str] = ()
+) -> Accelerator:
     """Return KVM where it really runs a guest, else TCG; ``wanted`` may insist on one.
 
+    ``built_in`` is what the QEMU has (``Capabilities.accelerators``); empty: not known.
     Raises MissingDependency when ``kvm`` is insisted on and does not work.
     """
     if wanted == "tcg":
         return Accelerator("tcg", "as the machine asks")
-    verdict = cached_verdict(cache_dir)
+    verdict = _WITHOUT_KVM if built_in and "kvm" not in built_in else cached_verdict(cache_dir)
     if verdict.usable:
         return Accelerator("kvm", verdict.reason)
     if wanted == "kvm":

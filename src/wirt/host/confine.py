@@ -15,32 +15,45 @@ UID_COUNT = 65536
 """The range of uids for machines: far from those of people, services and containers."""
 
 _UID_SPACE = 1 << 32
+_TAKEN = {65534, 65535}  # nobody, and the 16-bit "no such id"
+_FEWEST = 1024
 
 
 def vm_uid(index: int) -> int:
-    """Return the ``index``-th uid of the range. Raises HostError where none is mapped.
+    """Return a uid (and gid) for machine number ``index``. Raises HostError if none is mapped.
 
-    In a container with few uids the top of the highest mapped block serves instead.
+    The range of wirt where this user namespace has it; in a container with fewer ids the
+    upper half of its highest block, clear of the ids that the system there gives out.
     """
-    blocks = _uid_blocks()
-    if any(start <= UID_BASE and end >= UID_BASE + UID_COUNT for start, end in blocks):
+    return _choose(index, _common(_blocks("uid_map"), _blocks("gid_map")))
+
+
+def _choose(index: int, blocks: list[range]) -> int:
+    index %= UID_COUNT
+    if any(UID_BASE in block and UID_BASE + UID_COUNT - 1 in block for block in blocks):
         return UID_BASE + index
-    start, end = max(blocks, key=lambda block: block[1])
-    if end - start < 2 * UID_COUNT // 64:
+    block = max(blocks, key=lambda block: block.stop, default=range(0))
+    half = len(block) // 2
+    if half < _FEWEST:
         raise HostError(
             "this container has too few uids to give machines their own",
-            hint="map more of them, or run wirt as an ordinary user",
+            hint="map 65,536 of them, or run wirt as an ordinary user",
         )
-    return end - 1 - index % ((end - start) // 2)
+    uid = block.stop - 1 - index % half
+    return uid - half if uid in _TAKEN else uid
 
 
-def _uid_blocks() -> list[tuple[int, int]]:
-    blocks = []
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        for line in file:
-            inside, _, count = (int(word) for word in line.split())
-            blocks.append((inside, min(inside + count, _UID_SPACE - 1)))
-    return blocks or [(0, 1)]
+def _blocks(name: str) -> list[range]:
+    """Return the ids that exist in this user namespace: start inside, outside, count."""
+    with open(f"/proc/self/{name}", encoding="ascii") as file:
+        rows = [[int(word) for word in line.split()] for line in file]
+    return [range(inside, min(inside + count, _UID_SPACE - 1)) for inside, _, count in rows]
+
+
+def _common(uids: list[range], gids: list[range]) -> list[range]:
+    """Return the blocks of numbers that are both a uid and a gid."""
+    pairs = [range(max(u.start, g.start), min(u.stop, g.stop)) for u in uids for g in gids]
+    return [pair for pair in pairs if pair]
 
 
 def confinement(uid: int, *, kvm: bool) -> list[str]:
@@ -52,19 +65,20 @@ def confinement(uid: int, *, kvm: bool) -> list[str]:
     words = [find_program("setpriv"), "--no-new-privs"]
     if not uid:
         return words
-    group = _kvm_group() if kvm else 0
+    group = device_group("/dev/kvm") if kvm else 0
     groups = f"--groups={group}" if group else "--clear-groups"
     return [
         *words, f"--reuid={uid}", f"--regid={uid}", groups, "--bounding-set=-all", "--inh-caps=-all"
     ]  # fmt: skip
 
 
-def _kvm_group() -> int:
+def device_group(path: str) -> int:
+    """Return the group that may use a device; 0 if that is root's or the device is absent."""
     try:
-        group = os.stat("/dev/kvm").st_gid
+        info = os.stat(path)
     except OSError:
         return 0
-    return group
+    return info.st_gid if info.st_mode & 0o060 == 0o060 else 0
 
 
 class Confinement(msgspec.Struct, frozen=True):
@@ -85,25 +99,29 @@ _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 
 def read_confinement(pid: int) -> Confinement:
     """Return what confines the process. Raises HostError if it is gone."""
-    values: dict[str, list[str]] = {}
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, rest = line.partition(":")
-                values[key] = rest.split()
+            return parse_status(file.read())
     except OSError as error:
         raise HostError(f"process {pid} is gone") from error
+
+
+def parse_status(text: str) -> Confinement:
+    """Read what proc(5) describes as ``/proc/PID/status``."""
+    fields = (line.partition(":") for line in text.splitlines())
+    values = {key: rest.split() for key, _, rest in fields}
     return Confinement(
         uid=int(values["Uid"][1]),
         gid=int(values["Gid"][1]),
-        groups=tuple(_group_name(int(gid)) for gid in values["Groups"]),
+        groups=tuple(group_name(int(gid)) for gid in values.get("Groups", [])),
         no_new_privileges=values.get("NoNewPrivs") == ["1"],
         seccomp=_SECCOMP.get(values.get("Seccomp", ["0"])[0], "none"),
         capabilities=values["CapEff"][0],
     )
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Return the name of a group; its number where it has none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

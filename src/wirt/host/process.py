@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import selectors
 import shlex
 import shutil
 import signal
@@ -30,14 +30,34 @@ _PACKAGES = {
     "ssh-keygen": "openssh-client",
     "setpriv": "util-linux",
     "newuidmap": "uidmap",
+    "unshare": "util-linux",
+    "swtpm": "swtpm",
+    "vde_switch": "vde2",
+    "vde_plug": "vdeplug",
+    "ip": "iproute2",
+    "sysctl": "procps",
 }
 _MORE_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_NOT_FOR_CHILDREN = (
+    "LANGUAGE",  # programs whose messages we show speak English
+    "LISTEN_FDS",  # QEMU's tools would take sockets that were meant for us
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+)
+MAX_OUTPUT = 16 << 20
+"""Bytes that ``run`` keeps of each stream unless told otherwise."""
 
 
 def find_program(name: str) -> str:
-    """Return the path of a program. Raises MissingDependency with the package to install."""
+    """Return the path of a program. Raises MissingDependency with the package to install.
+
+    The directories of root's programs are searched too: an ordinary user's PATH lacks them.
+    """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_MORE_PATH])
     found = shutil.which(name, path=path)
+    if found is None and os.sep in name:
+        raise MissingDependency(f"{name} is not a program", hint="check the path and its mode")
     if found is None:
         package = _PACKAGES.get(os.path.basename(name), os.path.basename(name))
         raise MissingDependency(f"the program {name} is missing", hint=f"apt install {package}")
@@ -55,11 +75,15 @@ def spawn(
     cwd: str | None = None,
     new_session: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a program. Raises MissingDependency, HostError."""
+    """Start a program: standard input is empty unless given, the language is English.
+
+    ``env`` adds to the environment. Raises MissingDependency, HostError.
+    """
     log.debug("spawn: %s", shlex.join(argv))
+    program = find_program(argv[0])
     try:
         return subprocess.Popen(
-            [find_program(argv[0]), *argv[1:]],
+            [program, *argv[1:]],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -69,7 +93,10 @@ def spawn(
             start_new_session=new_session,
         )
     except OSError as error:
-        raise HostError(f"{argv[0]} cannot be started: {error.strerror}") from error
+        place = f" ({error.filename})" if error.filename not in {None, program} else ""
+        raise HostError(f"{argv[0]} cannot be started: {error.strerror}{place}") from error
+    except ValueError as error:  # a NUL in an argument, which no program can be given
+        raise HostError(f"{argv[0]} cannot be started: {error}") from error
 
 
 def mortal(argv: Sequence[str]) -> list[str]:
@@ -86,7 +113,8 @@ def detach(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C.UTF-8", **extra}
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
+    return {**kept, "LC_ALL": "C.UTF-8", **extra}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,96 +134,90 @@ def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
+    max_output: int = MAX_OUTPUT,
 ) -> Completed:
-    """Run a program to its end with captured output. Raises HostError, Timeout."""
+    """Run a program to its end with captured output, which may not exceed ``max_output``.
+
+    With ``check``, a failure is an error that carries the program's own last words.
+    Raises MissingDependency, HostError, Timeout.
+    """
     process = spawn(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=env, cwd=cwd,
     )  # fmt: skip
+    deadline = time.monotonic() + timeout
     try:
-        out, err = process.communicate(input, timeout)
-    except subprocess.TimeoutExpired as error:
+        out, err = _converse(process, input, deadline, max_output)
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except (subprocess.TimeoutExpired, TimeoutError) as error:
         raise Timeout(f"{argv[0]} did not end within {timeout:.0f} s") from error
+    except OverflowError as error:
+        raise HostError(f"{argv[0]} said more than {max_output} bytes") from error
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
     if check and process.returncode != 0:
-        words = (err or out).decode(errors="replace").strip().splitlines()
-        raise HostError(
-            f"{argv[0]} failed with {process.returncode}: {words[-1] if words else 'no output'}"
-        )
+        raise HostError(f"{argv[0]} {describe_end(process.returncode)}: {_last_words(err or out)}")
     return Completed(process.returncode, out, err)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessId:
-    """A process named by pid and start time (clock ticks since boot): never a stranger's."""
-
-    pid: int
-    start_ticks: int
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessId | None:
-        """Return the identity of a process that exists, or None."""
-        ticks = _start_ticks(pid)
-        return None if ticks is None else cls(pid, ticks)
-
-    def alive(self) -> bool:
-        """True while this very process runs (a zombie does not)."""
-        return _start_ticks(self.pid) == self.start_ticks
-
-    def _open(self) -> int | None:
-        try:
-            fd = os.pidfd_open(self.pid)
-        except OSError:
-            return None
-        if self.alive():
-            return fd
-        os.close(fd)
-        return None
-
-    def signal(self, number: signal.Signals) -> bool:
-        """Send a signal to this very process; False if it is gone."""
-        fd = self._open()
-        if fd is None:
-            return False
-        try:
-            signal.pidfd_send_signal(fd, number)
-        except ProcessLookupError:
-            return False
-        except PermissionError as error:
-            raise HostError(f"you may not signal process {self.pid}") from error
-        finally:
-            os.close(fd)
-        return True
-
-    def kill(self) -> bool:
-        """Kill this very process."""
-        return self.signal(signal.SIGKILL)
-
-    def wait(self, timeout: float) -> bool:
-        """Wait for its end, also if it is no child of ours; False after ``timeout`` seconds."""
-        fd = self._open()
-        if fd is None:
-            return True
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        deadline = time.monotonic() + timeout
-        try:
-            while (left := deadline - time.monotonic()) > 0:
-                if poller.poll(left * 1000):
-                    return True
-            return False
-        finally:
-            os.close(fd)
+def _converse(
+    process: subprocess.Popen[bytes], text: bytes, deadline: float, limit: int
+) -> tuple[bytes, bytes]:
+    """Write ``text`` and read both streams to their end, in whatever order the program likes."""
+    out, err = bytearray(), bytearray()
+    left = memoryview(text)
+    with selectors.DefaultSelector() as selector:
+        for stream, buffer in ((process.stdout, out), (process.stderr, err), (process.stdin, None)):
+            if stream is not None:
+                events = selectors.EVENT_WRITE if buffer is None else selectors.EVENT_READ
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, events, buffer)
+        while selector.get_map():
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(seconds):
+                if key.data is not None and not _read_some(key.fd, key.data, limit):
+                    selector.unregister(key.fileobj)
+                elif key.data is None:
+                    left = left[_write_some(key.fd, left) :]
+                    if not left and process.stdin is not None:
+                        selector.unregister(key.fileobj)
+                        process.stdin.close()
+    return bytes(out), bytes(err)
 
 
-def _start_ticks(pid: int) -> int | None:
+def _read_some(fd: int, buffer: bytearray, limit: int) -> bool:
+    data = os.read(fd, 1 << 16)
+    buffer += data
+    if len(buffer) > limit:
+        raise OverflowError
+    return bool(data)
+
+
+def _write_some(fd: int, data: memoryview) -> int:
+    """Return how much the program took; all of it if it does not want to read."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # Fields 3 (state) and 22 (starttime) of proc(5); the name may hold spaces and parentheses.
-    return None if after_name[0] in {b"Z", b"X"} else int(after_name[19])
+        return os.write(fd, data[:4096])
+    except BrokenPipeError:
+        return len(data)
+
+
+def describe_end(returncode: int) -> str:
+    """Return in words how a program ended; ``returncode`` as subprocess has it."""
+    if returncode >= 0:
+        return f"failed with exit code {returncode}"
+    try:
+        return f"was ended by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was ended by signal {-returncode}"
+
+
+def _last_words(output: bytes) -> str:
+    lines = [line.strip() for line in output[-4096:].decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 import subprocess
@@ -10,15 +11,18 @@ from typing import Any
 
 import msgspec
 
-from wirt.errors import MissingDependency, WirtError
+from wirt.errors import ProtocolError, QemuError, Timeout, WirtError
+from wirt.host import cache
 from wirt.host.process import find_program, mortal, spawn
 from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import CommandInfo, MachineInfo
 from wirt.qapi.capabilities import Capabilities, Identity, MachineType
 
-FORMAT = 1
+FORMAT = 2
 """Of the cached record: raised when its meaning changes."""
+MODULE_DIRECTORIES = ("/usr/lib/*/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
 _SECONDS = 60.0
+_MOST_WORDS = 1 << 16
 _ENUMS = {
     "blockdev-add": "driver",
     "netdev_add": "type",
@@ -30,69 +34,65 @@ _CHARDEV = "chardev-add"
 def probe(binary: str, cache_dir: str) -> Capabilities:
     """Return what ``binary`` can do, from the cache if the file is the same.
 
-    Raises MissingDependency when it is absent, QemuError or ProtocolError when it is broken.
+    Raises MissingDependency when it is absent, QemuError or HostError when it is broken.
     """
     path = os.path.realpath(find_program(binary))
     identity = _identity(path)
     cached = os.path.join(cache_dir, f"qemu-{zlib.crc32(path.encode()):08x}.json")
-    known = _read(cached)
-    if known is not None and known.identity == identity:
+    known = cache.read(cached, Capabilities)
+    if known is not None and (known.format, known.identity) == (FORMAT, identity):
         return known
     fresh = ask(path, identity)
-    _write(cached, fresh)
+    cache.write(cached, fresh)
     return fresh
 
 
 def _identity(path: str) -> Identity:
     info = os.stat(path)
-    return Identity(path, info.st_size, info.st_mtime_ns, info.st_ino)
+    return Identity(path, info.st_size, info.st_mtime_ns, info.st_ino, _modules_changed())
 
 
-def _read(path: str) -> Capabilities | None:
-    try:
-        with open(path, "rb") as file:
-            known = msgspec.json.decode(file.read(8 << 20), type=Capabilities)
-    except (OSError, msgspec.MsgspecError):
-        return None  # absent or damaged: it is a cache
-    return known if known.format == FORMAT else None
-
-
-def _write(path: str, capabilities: Capabilities) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(capabilities))
-        os.rename(temporary, path)
-    except OSError:
-        return  # a cache that cannot be written costs time only
+def _modules_changed() -> int:
+    """Return when a module of QEMU came or went last: each brings devices or displays."""
+    directories = [path for pattern in MODULE_DIRECTORIES for path in glob.glob(pattern)]
+    return max((os.stat(path).st_mtime_ns for path in directories), default=0)
 
 
 def ask(path: str, identity: Identity) -> Capabilities:
-    """Start ``path`` without a machine and ask it."""
+    """Start ``path`` without a machine and ask it. Raises QemuError, HostError."""
     ours, theirs = socket.socketpair()
+    said = os.memfd_create("wirt-qemu-probe", os.MFD_CLOEXEC)
     argv = [
         path, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
         "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
     ]  # fmt: skip
     try:
-        process = spawn(
-            mortal(argv),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-        )
+        try:
+            fds = [theirs.fileno()]
+            process = spawn(mortal(argv), stdout=subprocess.DEVNULL, stderr=said, pass_fds=fds)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            with QmpClient.from_socket(ours, timeout=_SECONDS) as qmp:
+                return _collect(qmp, identity)
+        except (ProtocolError, Timeout) as error:
+            raise _broken(path, error, os.pread(said, _MOST_WORDS, 0)) from error
+        finally:
+            process.kill()
+            process.wait()
     finally:
-        theirs.close()
-    try:
-        with QmpClient.from_socket(ours, timeout=_SECONDS) as qmp:
-            return _collect(qmp, identity)
-    except WirtError as error:
-        raise MissingDependency(
-            f"{path} does not work as QEMU: {error}", hint=f"see what it says: {path} --version"
-        ) from error
-    finally:
-        process.kill()
-        process.wait()
+        os.close(said)
+
+
+def _broken(path: str, error: WirtError, said: bytes) -> QemuError:
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    words = lines[-1] if lines else error.message
+    return QemuError(
+        f"{path} does not work as QEMU: {words}", hint=f"see what it says: {path} --version"
+    )
 
 
 def _collect(qmp: QmpClient, identity: Identity) -> Capabilities:
@@ -116,9 +116,10 @@ def _collect(qmp: QmpClient, identity: Identity) -> Capabilities:
         ),
         devices=_types(qmp, "device"),
         objects=_types(qmp, "user-creatable"),
+        accelerators=_accelerators(qmp),
         commands=frozenset(command.name for command in commands),
         options=_options(qmp),
-        enums=_enums(schema),
+        enums=_known_enums(schema),
     )
 
 
@@ -132,6 +133,11 @@ def _types(qmp: QmpClient, interface: str) -> frozenset[str]:
     return frozenset(item.name for item in found)
 
 
+def _accelerators(qmp: QmpClient) -> frozenset[str]:
+    types = _types(qmp, "accel")
+    return frozenset(name.removesuffix("-accel") for name in types if name.endswith("-accel"))
+
+
 class _Option(msgspec.Struct, frozen=True):
     option: str
     parameters: list[_Type]
@@ -140,6 +146,13 @@ class _Option(msgspec.Struct, frozen=True):
 def _options(qmp: QmpClient) -> dict[str, frozenset[str]]:
     found = qmp.execute("query-command-line-options", reply=list[_Option])
     return {o.option: frozenset(parameter.name for parameter in o.parameters) for o in found}
+
+
+def _known_enums(schema: list[dict[str, Any]]) -> dict[str, frozenset[str]]:
+    try:
+        return _enums(schema)
+    except (KeyError, StopIteration, TypeError) as error:
+        raise ProtocolError("query-qmp-schema has not the form of QEMU's") from error
 
 
 def _enums(schema: list[dict[str, Any]]) -> dict[str, frozenset[str]]:

@@ -7,13 +7,15 @@ import msgspec
 from wirt.errors import SpecError
 
 
-class Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which file was asked; a changed file is asked again. Times in nanoseconds."""
 
     path: str
     size: int
     mtime_ns: int
     inode: int
+    modules_mtime_ns: int = 0
+    """When a module of QEMU (a file of another package) was last added or removed."""
 
 
 class MachineType(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,6 +42,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Command-line option (without dash) → names of its parameters."""
     enums: dict[str, frozenset[str]]
     """What some commands accept: ``blockdev-add`` drivers, ``netdev_add`` types …"""
+    accelerators: frozenset[str] = frozenset()
+    """``kvm``, ``tcg`` …: what is built in, whether or not it works on this host."""
 
     def has_device(self, name: str) -> bool:
         """True if ``-device NAME`` exists, its module installed."""

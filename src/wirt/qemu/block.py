@@ -4,11 +4,16 @@
 
     drive ── ID-throttle ── ID-format ── ID-file
              (limits)       (qcow2 …)    (file, host_device)
+
+A disk whose writes are discarded has a temporary qcow2 in that place, and the image,
+read-only, as its backing: ID-base-format, ID-base-file.
 """
 
 from __future__ import annotations
 
 import os
+
+import msgspec
 
 from wirt.errors import SpecError
 from wirt.qapi.value import QapiObject
@@ -21,6 +26,7 @@ FORMATS = (
 )  # fmt: skip
 """Formats that QEMU opens, by its names."""
 
+_HIGHEST_LIMIT = 10**15
 _DIRECT = {"none", "directsync"}
 
 
@@ -38,6 +44,11 @@ def node_name(disk: Disk, index: int) -> str:
 def is_read_only(disk: Disk) -> bool:
     """True if QEMU opens the image for reading only."""
     return disk.read_only or disk.media == "cdrom"
+
+
+def is_discarding(disk: Disk) -> bool:
+    """True if the guest's writes go to an overlay that is thrown away."""
+    return disk.discard_writes and not is_read_only(disk)
 
 
 def fd_set(disk: Disk, index: int, runtime: Runtime) -> QapiObject | None:
@@ -77,56 +88,71 @@ def disk_nodes(disk: Disk, index: int, runtime: Runtime) -> list[QapiObject]:
     each other.
     """
     _check(disk, index)
-    name, kind = _file(disk, index, runtime)
     stem = disk_id(disk, index)
-    common: QapiObject = {"read-only": is_read_only(disk), "discard": disk.discard}
-    cache: QapiObject = {"direct": disk.cache in _DIRECT, "no-flush": disk.cache == "unsafe"}
-    nodes: list[QapiObject] = [
-        {
-            "driver": "host_device" if _is_device(disk, name, runtime) else "file",
-            "node-name": f"{stem}-file",
-            "filename": name,
-            "aio": disk.aio,
-            **common,
-            "cache": cache,
-        },
-        {
-            "driver": kind,
-            "node-name": f"{stem}-format",
-            "file": f"{stem}-file",
-            **common,
-            "cache": cache,
-        },
-    ]
+    name = image_name(disk, index, runtime)
+    driver = "host_device" if _is_device(disk, name, runtime) else "file"
+    if is_discarding(disk):
+        nodes = [
+            *_pair(disk, f"{stem}-base", driver, name, disk.format, read_only=True),
+            *_pair(disk, stem, "file", _overlay(index, runtime), "qcow2", read_only=False),
+        ]
+        nodes[-1]["backing"] = f"{stem}-base-format"
+    else:
+        nodes = _pair(disk, stem, driver, name, disk.format, read_only=is_read_only(disk))
     if disk.throttle:
-        throttle: QapiObject = {
-            "driver": "throttle",
-            "node-name": f"{stem}-throttle",
-            "throttle-group": f"{stem}-limits",
-            "file": f"{stem}-format",
-        }
-        nodes.append({**throttle, **common})
+        nodes.append(_throttle(disk, stem))
     if disk.detect_zeroes != "off":
         nodes[-1]["detect-zeroes"] = disk.detect_zeroes
     return nodes
 
 
-def _file(disk: Disk, index: int, runtime: Runtime) -> tuple[str, str]:
-    if disk.discard_writes:
-        overlay = runtime.overlays.get(index)
-        if overlay is None:
-            raise SpecError(
-                "cannot be had here", key=f"disks[{index}].discard_writes", hint="leave it out"
-            )
-        return overlay, "qcow2"
+def image_name(disk: Disk, index: int, runtime: Runtime) -> str:
+    """Return the file that QEMU opens for the image: its path, or the descriptor's."""
     if disk.image in runtime.fd_paths:
-        return f"/dev/fdset/{_set_number(index)}", disk.format
-    return runtime.path(disk.image), disk.format
+        return f"/dev/fdset/{_set_number(index)}"
+    return runtime.path(disk.image)
+
+
+def _pair(
+    disk: Disk, stem: str, driver: str, filename: str, image_format: str, *, read_only: bool
+) -> list[QapiObject]:
+    common: QapiObject = {
+        "read-only": read_only,
+        "discard": disk.discard,
+        "cache": {"direct": disk.cache in _DIRECT, "no-flush": disk.cache == "unsafe"},
+    }
+    file: QapiObject = {
+        "driver": driver,
+        "node-name": f"{stem}-file",
+        "filename": filename,
+        "aio": disk.aio,
+    }
+    image: QapiObject = {
+        "driver": image_format,
+        "node-name": f"{stem}-format",
+        "file": f"{stem}-file",
+    }
+    return [{**file, **common}, {**image, **common}]
+
+
+def _throttle(disk: Disk, stem: str) -> QapiObject:
+    return {
+        "driver": "throttle",
+        "node-name": f"{stem}-throttle",
+        "throttle-group": f"{stem}-limits",
+        "file": f"{stem}-format",
+        "read-only": is_read_only(disk),
+        "discard": disk.discard,
+    }
+
+
+def _overlay(index: int, runtime: Runtime) -> str:
+    if index not in runtime.overlays:
+        raise SpecError("cannot be had here", key=f"disks[{index}].discard_writes")
+    return runtime.overlays[index]
 
 
 def _is_device(disk: Disk, name: str, runtime: Runtime) -> bool:
-    if disk.discard_writes:
-        return False
     files = ("/dev/fdset/", "/dev/shm/")  # noqa: S108 - looked at, not written
     real = os.path.normpath(name)
     named = real.startswith("/dev/") and not real.startswith(files)
@@ -149,3 +175,5 @@ def _check(disk: Disk, index: int) -> None:
         )
     if disk.detect_zeroes == "unmap" and disk.discard != "unmap":
         raise SpecError('unmap needs discard = "unmap"', key=f"{key}.detect_zeroes")
+    if disk.throttle and max(msgspec.structs.astuple(disk.throttle)) > _HIGHEST_LIMIT:
+        raise SpecError(f"a limit is at most {_HIGHEST_LIMIT}", key=f"{key}.throttle")

@@ -128,8 +128,17 @@ class Board:
         self._ports[kind] = used + 1
         return port_place(ports[used])
 
-    def usb(self) -> QapiObject:
-        """Return a place on the USB bus. Raises SpecError when all ports are taken."""
+    def usb(self, *, full_speed: bool = False) -> QapiObject:
+        """Return a place on the USB bus; ``full_speed``: for a device that knows USB 1 only.
+
+        Raises SpecError when all ports are taken, or too fast for the device.
+        """
+        if full_speed and self.usb_controller == "ehci":
+            raise SpecError(
+                "the ehci controller takes no USB 1 devices",
+                key="usb.controller",
+                hint='use "xhci" or "uhci"',
+            )
         self._usb_ports += 1
         count = USB_PORTS[self.usb_controller]
         if self._usb_ports > count:

@@ -61,8 +61,8 @@ def boot_arguments(machine: Machine, runtime: Runtime) -> list[Argument]:
     boot = machine.boot
     value: QapiObject = {"menu": boot.menu, "strict": not _by_letters(machine)}
     if _by_letters(machine):
-        value["order"] = "".join(_LETTERS[kind] for kind in _order(machine))
-        value["once"] = "".join(_LETTERS[kind] for kind in boot.once)
+        value["order"] = _letters(_order(machine))
+        value["once"] = _letters(boot.once)
     made = [Argument("-boot", value)]
     if boot.kernel:
         made.append(Argument("-kernel", runtime.path(boot.kernel)))
@@ -71,3 +71,7 @@ def boot_arguments(machine: Machine, runtime: Runtime) -> list[Argument]:
         if boot.cmdline:
             made.append(Argument("-append", boot.cmdline))
     return made
+
+
+def _letters(kinds: Sequence[BootDevice]) -> str:
+    return "".join(_LETTERS[kind] for kind in dict.fromkeys(kinds))  # QEMU refuses one twice

@@ -37,6 +37,8 @@ def serials(ports: Sequence[Serial], runtime: Runtime) -> list[Argument]:
     """Return the serial ports. Raises SpecError for more than four."""
     if len(ports) > _SERIAL_PORTS:
         raise SpecError("a PC has four serial ports", key="serials")
+    if sum(isinstance(port.backend, Stdio) for port in ports) > 1:
+        raise SpecError("one serial port can have the terminal", key="serials")
     arguments: list[Argument] = []
     for index, port in enumerate(ports):
         name = f"serial{index}"

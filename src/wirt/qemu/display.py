@@ -32,10 +32,18 @@ def video(card: Video, board: Board) -> list[Argument]:
         )
     value: QapiObject = {"driver": cards[card.model], "id": "video", **board.video()}
     if card.memory:
-        if card.model == "virtio":
-            raise SpecError("virtio has no video memory of its own", key="video.memory")
-        value["vgamem_mb"] = max(1, card.memory // MIB)
+        value["vgamem_mb"] = _megabytes(card)
     return [device(value)]
+
+
+def _megabytes(card: Video) -> int:
+    if card.model == "virtio":
+        raise SpecError("virtio has no video memory of its own", key="video.memory")
+    allowed = (4, 8, 16) if card.model == "cirrus" else tuple(1 << power for power in range(10))
+    if card.memory not in {size * MIB for size in allowed}:
+        sizes = ", ".join(f"{size}M" for size in allowed)
+        raise SpecError(f"a {card.model} card has one of {sizes}", key="video.memory")
+    return card.memory // MIB
 
 
 def displays(wanted: Sequence[Display], runtime: Runtime) -> list[Argument]:

@@ -11,12 +11,15 @@ from wirt.qapi.value import Argument, QapiObject, blockdev, device, user_object
 from wirt.qemu import block
 from wirt.qemu.board import Board
 from wirt.qemu.runtime import Runtime
-from wirt.spec.disk import Disk
+from wirt.spec.disk import Disk, Geometry
 
 _NO_WRITE_CACHE = {"writethrough", "directsync"}
 _SERIAL_LENGTH = {"virtio": 20, "ide": 20, "sata": 20, "scsi": 36, "usb": 20}
 _SCSI_DEVICE_ID = 20
-_HAS_GEOMETRY = {"virtio", "ide", "sata", "scsi"}
+_ATA = {"ide", "sata"}
+_ATA_HEADS = 16
+_ALWAYS_WRITABLE = {*_ATA, "sd"}
+_HAS_GEOMETRY = {"virtio", "scsi", *_ATA}
 _SCSI_TARGETS = 256
 _SCSI_CONTROLLERS = 4
 _SATA_PORTS = 6
@@ -64,8 +67,9 @@ def disk_arguments(
     buses = Buses()
     made: list[Argument] = []
     for index, (disk, boot_index) in enumerate(zip(disks, boot_indexes, strict=True)):
-        if disk.bus == "pflash":
-            made += map(blockdev, block.disk_nodes(disk, index, runtime))
+        if disk.bus == "pflash":  # the board itself shows it: firmware.flash_nodes
+            _check(disk, index)
+            made += _values(disk, index, runtime, ()).arguments()
             continue
         place = drive_place(disk, index, board, buses)
         made += disk_values(disk, index, runtime, place, boot_index).arguments()
@@ -86,13 +90,19 @@ def disk_values(
         devices.append({"driver": "usb-bot", "id": bridge, **place})
         place = {"bus": f"{bridge}.0", "lun": 0}
     devices.append(_drive(disk, index, place, boot_index))
+    return _values(disk, index, runtime, tuple(devices))
+
+
+def _values(
+    disk: Disk, index: int, runtime: Runtime, devices: tuple[QapiObject, ...]
+) -> DiskValues:
     if not disk.image:
-        return DiskValues(None, (), (), tuple(devices))
+        return DiskValues(None, (), (), devices)
     return DiskValues(
-        fd_set=None if disk.discard_writes else block.fd_set(disk, index, runtime),
+        fd_set=block.fd_set(disk, index, runtime),
         objects=tuple(block.limits_objects(disk, index)),
         nodes=tuple(block.disk_nodes(disk, index, runtime)),
-        devices=tuple(devices),
+        devices=devices,
     )
 
 
@@ -125,18 +135,28 @@ def _check(disk: Disk, index: int) -> None:
     if len(disk.serial) > longest:
         what = f"at most {longest} characters" if longest else "no serial number"
         raise SpecError(f"{disk.bus} drives have {what}", key=f"{key}.serial")
-    if disk.read_only and disk.media == "disk" and disk.bus in {"ide", "sata"}:
+    if not disk.serial.isascii():
+        raise SpecError("a serial number is ASCII", key=f"{key}.serial")
+    if disk.read_only and disk.media == "disk" and disk.bus in _ALWAYS_WRITABLE:
         raise SpecError(
             f"{disk.bus} disks cannot be read-only",
             key=f"{key}.read_only",
             hint="use virtio or scsi, or discard_writes = true",
         )
-    if disk.geometry and disk.bus not in _HAS_GEOMETRY:
-        raise SpecError(f"{disk.bus} drives have none", key=f"{key}.geometry")
-    if disk.geometry and disk.geometry.translation != "auto" and disk.bus not in {"ide", "sata"}:
-        raise SpecError(
-            "only IDE and SATA drives have a BIOS translation", key=f"{key}.geometry.translation"
-        )
+    if disk.geometry:
+        _check_geometry(disk, disk.geometry, f"{key}.geometry")
+
+
+def _check_geometry(disk: Disk, geometry: Geometry, key: str) -> None:
+    if disk.bus not in _HAS_GEOMETRY:
+        raise SpecError(f"{disk.bus} drives have none", key=key)
+    if disk.bus not in _ATA:
+        if geometry.translation != "auto":
+            raise SpecError(
+                "only IDE and SATA drives have a BIOS translation", key=f"{key}.translation"
+            )
+    elif geometry.heads > _ATA_HEADS:
+        raise SpecError(f"{disk.bus} drives have at most {_ATA_HEADS} heads", key=f"{key}.heads")
 
 
 def _driver(disk: Disk) -> str:

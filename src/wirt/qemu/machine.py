@@ -12,7 +12,8 @@ from wirt.spec.machine import Machine
 from wirt.units import MIB, format_size_exact
 
 TCG_CPU = "qemu64"
-"""Under TCG the smallest model translates fastest, and every distribution still runs on it."""
+"""Under TCG the smallest model translates fastest. Debian and Ubuntu run on it; RHEL 9 and its
+kin ask for x86-64-v2 or more, and need ``cpu.model = "max"``."""
 
 _MEMORY_STEP = 8 << 10
 """QEMU rounds ``-m`` up to 8 KiB, but not the backend, and then refuses the difference."""

@@ -21,8 +21,8 @@ class Runtime:
     path of a disk, as the spec has it, to a descriptor that QEMU inherits instead of opening
     the path; ``host_devices`` are those image paths that are devices of the host, where the
     path does not show it. ``overlays`` maps the index of a disk whose writes are discarded
-    to a qcow2 overlay of its image. ``memory_file`` backs the guest's memory, with
-    ``memory_shared`` writing through to it.
+    to an empty qcow2 image of the same virtual size, which the caller makes for each start.
+    ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
     """
 
     accelerator: str

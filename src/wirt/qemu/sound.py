@@ -53,7 +53,7 @@ def _card(card: SoundCard, name: str, board: Board) -> list[Argument]:
         ]
     value: QapiObject = {"driver": _CARDS[card], "id": name, "audiodev": AUDIO}
     if card == "usb":
-        value.update(board.usb())
+        value.update(board.usb(full_speed=True))
     elif card not in _ISA:
         value.update(board.slot("other"))
     return [device(value)]

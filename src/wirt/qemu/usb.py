@@ -20,6 +20,7 @@ _DEVICES = {
     "ccid": "usb-ccid",
     "audio": "usb-audio",
 }
+_FULL_SPEED = {"wacom-tablet", "braille", "ccid", "audio"}
 
 
 def controller_kind(machine: Machine) -> str:
@@ -52,7 +53,8 @@ def _is_needed(machine: Machine) -> bool:
 
 def _device(wanted: UsbDevice, index: int, board: Board) -> list[Argument]:
     name = f"usb{index}"
-    value: QapiObject = {"driver": _DEVICES[wanted.kind], "id": name, **board.usb()}
+    value: QapiObject = {"driver": _DEVICES[wanted.kind], "id": name}
+    value.update(board.usb(full_speed=wanted.kind in _FULL_SPEED))
     if wanted.kind == "audio":
         value["audiodev"] = AUDIO
     if wanted.kind == "host":

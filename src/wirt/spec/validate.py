@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from wirt.spec.console import Channel
 from wirt.spec.decode import Problem
 from wirt.spec.disk import Disk
-from wirt.spec.hardware import Cpu
+from wirt.spec.hardware import Cpu, Rtc
 from wirt.spec.machine import Machine
 from wirt.spec.nic import Nic, User
 
@@ -18,6 +19,7 @@ def problems_of(machine: Machine) -> list[Problem]:
         *_topology(machine.cpu),
         *_firmware(machine),
         *_boot(machine),
+        *_rtc(machine.rtc),
         *(p for index, disk in enumerate(machine.disks) for p in _disk(index, disk)),
         *_unique_ids(machine),
         *_unique_macs(machine.nics),
@@ -66,6 +68,15 @@ def _boot(machine: Machine) -> Iterator[Problem]:
     for key in ("initrd", "cmdline"):
         if getattr(machine.boot, key) and not machine.boot.kernel:
             yield Problem(("boot", key), "needs boot.kernel")
+
+
+def _rtc(rtc: Rtc) -> Iterator[Problem]:
+    if rtc.base in {"utc", "localtime"}:
+        return
+    try:
+        datetime.fromisoformat(rtc.base)
+    except ValueError as error:
+        yield Problem(("rtc", "base"), f"{rtc.base} is not a date: {error}")
 
 
 def _disk(index: int, disk: Disk) -> Iterator[Problem]:

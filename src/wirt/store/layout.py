@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import HostError, NotFound, UsageError
 
@@ -37,8 +38,7 @@ SOCKET_PATH_MAX = 107
 LONGEST_SOCKET_NAME = len("org.wirt.guest.0.sock") + 20
 
 
-@dataclass(frozen=True, slots=True)
-class VmPaths:
+class VmPaths(msgspec.Struct, frozen=True):
     """The paths of one machine. ``root`` may be a directory still being made."""
 
     root: str
@@ -110,8 +110,7 @@ class VmPaths:
         return os.path.join(self.runtime, f"guest{port}.lock")
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(msgspec.Struct, frozen=True):
     """All state of wirt under one directory, and the directory of its sockets."""
 
     root: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +76,7 @@ def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
     prepare(home)
     if os.path.exists(home.vm(name).root):
         raise _taken(name)
-    paths = VmPaths(os.path.join(home.vms, f".new-{secrets.token_hex(8)}"), home.runtime_base)
+    paths = VmPaths(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"), home.runtime_base)
     try:
         os.mkdir(paths.root, 0o711)
     except OSError as error:
@@ -128,7 +127,7 @@ def rename_machine(home: Home, old: VmPaths, new: str) -> VmPaths:
 def remove_machine(home: Home, paths: VmPaths) -> None:
     """Remove a machine whose lock the caller holds: gone by name at once, then erased."""
     runtime = paths.runtime
-    grave = os.path.join(home.vms, f".old-{secrets.token_hex(8)}")
+    grave = os.path.join(home.vms, f".old-{os.urandom(8).hex()}")
     try:
         os.rename(paths.root, grave)
         sync_directory(home.vms)

@@ -15,6 +15,7 @@ from wirt.errors import HostError
 from wirt.store.atomic import host_error, write_file
 
 VERSION = 1
+_MAX_BYTES = 4 << 20
 
 Phase = Literal["stopped", "starting", "running"]
 
@@ -72,8 +73,7 @@ _decoder = msgspec.json.Decoder(Record)
 def read_record(path: str) -> Record:
     """Return the record. A missing one is empty; a foreign one raises HostError."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(4 << 20)
+        data = _read(path)
     except FileNotFoundError:
         return Record()
     except OSError as error:
@@ -90,6 +90,14 @@ def read_record(path: str) -> Record:
             f"{path} is of a newer wirt (version {record.version})", hint="upgrade wirt"
         )
     return record
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return os.read(fd, min(os.fstat(fd).st_size, _MAX_BYTES))
+    finally:
+        os.close(fd)
 
 
 def write_record(path: str, record: Record) -> None:

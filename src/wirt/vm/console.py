@@ -14,6 +14,7 @@ from wirt.errors import HostError, UsageError
 from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec
 from wirt.vm.keeping import console_names, ensure_keeper, viewers_socket
 
 DETACH = b"\x1d"
@@ -27,7 +28,7 @@ def attach(context: Context, name: str, *, console: str, stdin: int, stdout: int
     """
     paths = find(context.home, name)
     found = state.require_running(paths)
-    consoles = console_names(state.load_spec(paths))
+    consoles = console_names(load_spec(paths))
     if console not in consoles:
         raise UsageError(
             f"{name} has no console {console!r} that wirt keeps",

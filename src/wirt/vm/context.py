@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.store.layout import Home, default_home
 
@@ -12,9 +13,8 @@ def _silent(_text: str) -> None:
     return
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(msgspec.Struct, frozen=True):
     """``say`` receives one-line notes of what is being done or was chosen, for a person."""
 
-    home: Home = field(default_factory=default_home)
+    home: Home = msgspec.field(default_factory=default_home)
     say: Callable[[str], None] = _silent

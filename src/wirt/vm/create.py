@@ -22,9 +22,9 @@ from wirt.store.layout import VmPaths
 from wirt.store.machines import new_machine
 from wirt.store.record import Record, write_record
 from wirt.units import GIB
-from wirt.vm import state
 from wirt.vm.channels import STANDARD
 from wirt.vm.context import Context
+from wirt.vm.description import summarise
 from wirt.vm.keys import public_key
 from wirt.vm.ownership import choose_uid, give
 from wirt.vm.source import CdFile, DiskFile, Source, check_backing_free
@@ -60,7 +60,7 @@ def create(context: Context, name: str, source: Source | None, wish: Wish) -> Vm
             _write_seed(context, paths, machine, source)
         write_file(paths.spec, toml.dump(machine).encode())
         record = _record(context, source, wish)
-        record = msgspec.structs.replace(record, summary=state.summarise(paths, machine))
+        record = msgspec.structs.replace(record, summary=summarise(paths, machine))
         write_record(paths.record, record)
         give(paths, record)
     return context.home.vm(name)
@@ -82,7 +82,7 @@ def _write_seed(context: Context, paths: VmPaths, machine: Machine, source: Sour
 
 
 def _record(context: Context, source: Source | None, wish: Wish) -> Record:
-    from wirt.host.process import ProcessId
+    from wirt.host.process_id import ProcessId
 
     owner = ProcessId.of(os.getpid()) if wish.temporary else None
     guest = source.record if isinstance(source, StoredImage) else None

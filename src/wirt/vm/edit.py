@@ -16,6 +16,7 @@ from wirt.store.machines import locked, read_spec
 from wirt.store.record import read_record, write_record
 from wirt.vm import state
 from wirt.vm.context import Context
+from wirt.vm.description import summarise
 
 
 def set_values(context: Context, name: str, assignments: dict[str, str]) -> bool:
@@ -83,6 +84,6 @@ def replace_locked(paths: VmPaths, text: str) -> Machine:
     machine = toml.load(text, file=paths.spec)
     write_file(paths.spec, text.encode())
     record = read_record(paths.record)
-    summary = state.summarise(paths, machine)
+    summary = summarise(paths, machine)
     write_record(paths.record, msgspec.structs.replace(record, summary=summary))
     return machine

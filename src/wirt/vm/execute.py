@@ -14,6 +14,7 @@ from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.monitor import connect
 from wirt.vm.session import guest_session
 
 Sink = Callable[[bytes], None]
@@ -67,7 +68,7 @@ def way_in(paths: VmPaths, *, patience: float = 3.0) -> str:
     deadline = time.monotonic() + patience
     while True:
         found = state.require_running(paths)
-        with state.connect(paths, found.record) as qmp:
+        with connect(paths, found.record) as qmp:
             ports = open_ports(qmp)
         if ports.intersection(HELPERS) or (AGENT in ports and _helper_answers(paths)):
             return "helper"

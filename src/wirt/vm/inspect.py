@@ -14,6 +14,7 @@ from wirt.host.qemu_probe import probe
 from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec
 from wirt.vm.start import DEFAULT_BINARY, command_line, runtime_of
 
 
@@ -21,7 +22,7 @@ def inspect(context: Context, name: str) -> dict[str, Any]:
     """Return the machine as plain data. Raises NotFound, SpecError."""
     paths = find(context.home, name)
     found = state.look(paths)
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     life = found.record.run if found.is_up else None
     facts: dict[str, Any] = {
         "name": name,
@@ -48,8 +49,10 @@ def argv(context: Context, name: str) -> list[str]:
     found = state.look(paths, ask=False)
     if found.is_up and found.record.run is not None:
         return list(found.record.run.argv)
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
-    accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
+    accelerator = choose_accelerator(
+        machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
+    )
     runtime = runtime_of(paths, machine, accelerator)
     return command_line(machine, runtime, capabilities, found.record)

@@ -10,7 +10,16 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from wirt.errors import Busy, HostError, MissingDependency, NoSpace, QemuError, Timeout, WirtError
+from wirt.errors import (
+    Busy,
+    HostError,
+    MissingDependency,
+    NoSpace,
+    PeerClosed,
+    QemuError,
+    Timeout,
+    WirtError,
+)
 from wirt.host.process import spawn
 from wirt.protocols.qmp.client import QmpClient
 
@@ -71,30 +80,27 @@ def _connect(
             raise Timeout(
                 f"QEMU did not answer within {timeout:.0f} s", hint="the host may be overloaded"
             )
-        if os.path.exists(path):
-            try:
-                return _negotiate(process, path, messages_fd, left)
-            except HostError:
-                pass  # the socket is bound but not yet listening
+        client = _answering(process, path, left) if os.path.exists(path) else None
+        if client is not None:
+            return client
         time.sleep(_POLL_SECONDS)
 
 
-def _negotiate(
-    process: subprocess.Popen[bytes], path: str, messages_fd: int, timeout: float
-) -> QmpClient:
-    client: QmpClient | None = None
+def _answering(process: subprocess.Popen[bytes], path: str, timeout: float) -> QmpClient | None:
+    """Return a client that was answered; None if QEMU is not ready, or has just ended."""
     try:
         client = QmpClient.connect(path, timeout=timeout)
+    except PeerClosed:
+        return None  # bound but not listening yet
+    try:
         # QEMU 7.2 greets before it has made the machine: only an answered command proves it.
         client.execute("query-status", reply=dict, timeout=timeout)
-    except WirtError as error:
-        if client is not None:
-            client.close()
+    except WirtError:
+        client.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
-        if process.returncode is None:
-            raise
-        raise explain(_read_messages(messages_fd), process.returncode) from error
+            return None
+        raise
     return client
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import msgspec
 
 from wirt.errors import WirtError
@@ -39,6 +37,8 @@ def list_machines(context: Context) -> list[Row]:
     rows = [_row(paths, ask=False) for paths in everything]
     up = [index for index, row in enumerate(rows) if row.status == "running"]
     if up:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             asked = pool.map(lambda index: _row(everything[index], ask=True), up)
             for index, row in zip(up, asked, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wirt.errors import WirtError
-from wirt.host.process import ProcessId
+from wirt.host.process_id import ProcessId
 from wirt.store.layout import Home
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record

@@ -14,6 +14,7 @@ from wirt.errors import HostError
 from wirt.host.confine import vm_uid
 from wirt.image.base import AllowLocalFiles
 from wirt.image.open import open_image
+from wirt.qemu.block import is_read_only
 from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error
 from wirt.store.layout import Home, VmPaths, private_directory
@@ -109,7 +110,7 @@ def descriptors_needed(
     opened: dict[str, tuple[int, bool]] = {}
     for disk in machine.disks:
         path = image_path(paths, disk)
-        read_only = disk.read_only or disk.media == "cdrom"
+        read_only = is_read_only(disk) or disk.discard_writes
         if not disk.image or reachable(path, record.uid, write=not read_only):
             continue
         flags = os.O_RDONLY if read_only else os.O_RDWR

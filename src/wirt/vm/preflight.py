@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 
 import msgspec
 
 from wirt.errors import Busy, HostError, NotFound, UsageError
+from wirt.qemu.block import is_read_only
 from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
 from wirt.spec.nic import Forward, Nic, User
@@ -56,7 +58,8 @@ def check_images(paths: VmPaths, machine: Machine) -> None:
                 f"the image of disks[{index}] is missing: {path}",
                 hint=f"put it back, or change the disk: wirt edit {machine.name}",
             )
-        mode = os.R_OK if disk.read_only or disk.media == "cdrom" else os.R_OK | os.W_OK
+        reads = is_read_only(disk) or disk.discard_writes
+        mode = os.R_OK if reads else os.R_OK | os.W_OK
         if not os.access(path, mode):
             need = "read" if mode == os.R_OK else "read and write"
             raise HostError(f"you may not {need} {path}", hint="check its owner and mode")
@@ -64,6 +67,20 @@ def check_images(paths: VmPaths, machine: Machine) -> None:
         path = getattr(machine.boot, what)
         if path and not os.access(os.path.join(paths.root, path), os.R_OK):
             raise NotFound(f"the {what} cannot be read: {path}", hint="check boot." + what)
+
+
+def host_devices(paths: VmPaths, machine: Machine) -> frozenset[str]:
+    """Return the images that are block devices of the host, as the machine names them."""
+    return frozenset(
+        disk.image for disk in machine.disks if disk.image and _is_device(image_path(paths, disk))
+    )
+
+
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False  # missing: said elsewhere
 
 
 def with_free_ports(machine: Machine) -> Machine:

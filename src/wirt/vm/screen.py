@@ -8,6 +8,7 @@ from wirt.store.atomic import host_error, write_file
 from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.context import Context
+from wirt.vm.monitor import connect
 
 _MAX_BYTES = 256 << 20
 
@@ -19,7 +20,7 @@ def screenshot(context: Context, name: str, target: str) -> None:
     # QEMU may only write into the machine's own runtime directory.
     picture = os.path.join(paths.runtime, f"screen-{os.getpid()}.png")
     try:
-        with state.connect(paths, found.record) as qmp:
+        with connect(paths, found.record) as qmp:
             qmp.execute("screendump", {"filename": picture, "format": "png"})
         with open(picture, "rb") as file:
             data = file.read(_MAX_BYTES)

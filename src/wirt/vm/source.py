@@ -11,7 +11,7 @@ from wirt.catalog.build import build_image
 from wirt.catalog.catalog import Catalog
 from wirt.catalog.image import StoredImage
 from wirt.catalog.recipe import Recipe
-from wirt.errors import NotFound, SpecError
+from wirt.errors import NotFound, NotThisFormat, SpecError
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
 from wirt.vm.context import Context
@@ -32,6 +32,8 @@ class CdFile:
 
     path: str
 
+
+_RAW_SUFFIXES = (".raw", ".img", ".bin", ".dd")
 
 Source = StoredImage | DiskFile | CdFile
 
@@ -62,6 +64,12 @@ def _file(context: Context, path: str, image_format: str) -> DiskFile | CdFile:
         return CdFile(path)
     if not image_format:
         image_format = probe_file(path)
+        if image_format == "raw" and not path.endswith(_RAW_SUFFIXES):
+            raise NotThisFormat(
+                "no known disk format; if these are the plain bytes of a disk, say so",
+                path=path,
+                hint="--format raw",
+            )
         context.say(f"{os.path.basename(path)} is taken as {image_format} (--format says another)")
     with open_image(path, format=image_format, with_backing=False) as opened:
         return DiskFile(path, image_format, opened.virtual_size)

@@ -18,10 +18,9 @@ from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
-from wirt.host.process import ProcessId, detach, find_program
+from wirt.host.process import detach, find_program
+from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
-from wirt.image.create import create_image
-from wirt.image.open import open_image
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.compile import arguments
@@ -33,10 +32,12 @@ from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
 from wirt.store.record import Record, Run, read_record, write_record
-from wirt.vm import firmware, ownership, preflight, state
+from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec, summarise
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
+from wirt.vm.monitor import connect
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -64,7 +65,7 @@ def _go_on(paths: VmPaths) -> bool:
         end_unstarted(paths)
         return False
     if record.run and not record.run.paused_on_request:
-        with state.connect(paths, record) as qmp:
+        with connect(paths, record) as qmp:
             if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
                 qmp.execute("cont")
     return True
@@ -111,15 +112,18 @@ def _same(path: str, wanted: os.stat_result) -> bool:
 
 def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
     """Start a machine whose lock the caller holds and which is down."""
-    machine = state.load_spec(paths)
+    machine = load_spec(paths)
     record = read_record(paths.record)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
-    accelerator = choose_accelerator(machine.accelerator, cache_dir=context.home.cache)
+    accelerator = choose_accelerator(
+        machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
+    )
     context.say(f"accelerator: {accelerator.name} ({accelerator.reason})")
     warning = preflight.check_memory(machine)
     if warning:
         context.say(warning)
     preflight.check_images(paths, machine)
+    discard.make_overlays(paths, machine)
     ownership.require_reachable(paths, machine, record)
     machine = preflight.with_free_ports(machine)
     descriptors = ownership.descriptors_needed(paths, machine, record)
@@ -127,6 +131,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
         _start(paths, machine, record, capabilities, accelerator, descriptors, paused=paused)
     finally:
         ownership.close_all(descriptors)
+        discard.remove_overlays(paths, machine)
 
 
 def _start(
@@ -141,11 +146,7 @@ def _start(
 ) -> None:
     machine = _for_tcg(machine, record, accelerator)
     fds = {image: fd for image, (fd, _) in descriptors.items()}
-    runtime = replace(
-        runtime_of(paths, machine, accelerator),
-        fd_paths=fds,
-        overlays=_scratch_overlays(paths, machine),
-    )
+    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -190,7 +191,7 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
         raise NotFound(f"QEMU {launched.process.pid} is gone")
     start_keeper(paths, record, console_names(machine), launched.messages_fd)
     run = msgspec.structs.replace(run, pid=process.pid, start_ticks=process.start_ticks)
-    summary = state.summarise(paths, machine)
+    summary = summarise(paths, machine)
     write_record(
         paths.record,
         msgspec.structs.replace(record, phase="running", run=run, summary=summary),
@@ -220,19 +221,6 @@ def _for_tcg(machine: Machine, record: Record, accelerator: Accelerator) -> Mach
     return msgspec.structs.replace(machine, boot=boot)
 
 
-def _scratch_overlays(paths: VmPaths, machine: Machine) -> dict[int, str]:
-    """Make the overlays that take what disks with ``discard_writes`` are not to keep."""
-    overlays = {}
-    for index, disk in enumerate(machine.disks):
-        if disk.discard_writes:
-            image = preflight.image_path(paths, disk)
-            with open_image(image, format=disk.format, with_backing=False) as opened:
-                size = opened.virtual_size
-            overlays[index] = os.path.join(paths.disks, f"discard{index}.qcow2")
-            create_image(overlays[index], "qcow2", size, backing=image, backing_format=disk.format)
-    return overlays
-
-
 def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Runtime:
     """Return what the host decides for this machine."""
     files = firmware.find(machine.firmware)
@@ -243,6 +231,8 @@ def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Ru
         socket=paths.socket,
         firmware_code=files.code if files else "",
         uefi_variables=variables,
+        host_devices=preflight.host_devices(paths, machine),
+        overlays=discard.overlay_paths(paths, machine),
         paused=True,
     )
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import msgspec
 
-from wirt.errors import ProtocolError, SpecError, Timeout, WirtError, WrongState
-from wirt.host.process import ProcessId
-from wirt.protocols.qmp.client import QmpClient
-from wirt.protocols.qmp.messages import StatusInfo, UuidInfo
-from wirt.spec import toml
-from wirt.spec.machine import Machine
+from wirt.errors import ProtocolError, Timeout, WirtError, WrongState
+from wirt.host.process_id import ProcessId
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
-from wirt.store.machines import read_spec
-from wirt.store.record import Record, Run, Summary, read_record
+from wirt.store.record import Record, Summary, read_record
 
 _WORDS = {
     "prelaunch": "starting",
@@ -27,8 +21,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class VmState:
+class VmState(msgspec.Struct, frozen=True):
     """``status`` is ``stopped``, ``starting``, or QEMU's word: ``running``, ``paused`` …"""
 
     name: str
@@ -56,9 +49,10 @@ def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
         return VmState(paths.name, "starting", record)
     if not ask:
         return VmState(paths.name, "running", record)
+    from wirt.vm.monitor import query_status
+
     try:
-        with connect(paths, record, timeout=timeout) as qmp:
-            status = qmp.execute("query-status", reply=StatusInfo, timeout=timeout).status
+        status = query_status(paths, record, timeout=timeout)
     except (Timeout, ProtocolError, WrongState) as error:
         return VmState(paths.name, "running", record, f"QEMU did not answer: {error}")
     return VmState(paths.name, _WORDS.get(status, status), record)
@@ -70,37 +64,6 @@ def _why_stopped(record: Record) -> str:
     if record.run.boot_id != boot_id():
         return "the host rebooted"
     return "QEMU ended by itself (the guest powered off, or see wirt logs --qemu)"
-
-
-def connect(paths: VmPaths, record: Record, *, timeout: float = 10.0) -> QmpClient:
-    """Return a QMP client of the machine's own QEMU.
-
-    The peer must be the recorded process with the machine's UUID: a hostile QEMU could have
-    put a link to another machine's socket in its place. Raises WrongState, ProtocolError,
-    Timeout.
-    """
-    if record.run is None:
-        raise WrongState(f"{paths.name} is not running", hint=f"wirt start {paths.name}")
-    client = QmpClient.connect(paths.socket("qmp"), timeout=timeout)
-    try:
-        _verify(client, paths, record.run, timeout)
-    except BaseException:
-        client.close()
-        raise
-    return client
-
-
-def _verify(client: QmpClient, paths: VmPaths, run: Run, timeout: float) -> None:
-    if client.peer_pid() != run.pid:
-        raise ProtocolError(
-            f"{paths.socket('qmp')} is served by process {client.peer_pid()}, not by the QEMU "
-            f"that was started ({run.pid})",
-            hint=f"wirt stop --force {paths.name}",
-        )
-    uuid = client.execute("query-uuid", reply=UuidInfo, timeout=timeout).uuid
-    expected = run.argv[run.argv.index("-uuid") + 1] if "-uuid" in run.argv else uuid
-    if uuid != expected:
-        raise ProtocolError(f"QEMU {run.pid} has the UUID {uuid}, not {expected}")
 
 
 def process_of(record: Record) -> ProcessId | None:
@@ -125,12 +88,6 @@ def require_stopped(paths: VmPaths, why: str) -> VmState:
     return state
 
 
-def load_spec(paths: VmPaths) -> Machine:
-    """Return the description as machine.toml says it now; its name is its directory's."""
-    machine = toml.load(read_spec(paths), file=paths.spec)
-    return msgspec.structs.replace(machine, name=paths.name)
-
-
 def summary_of(paths: VmPaths, record: Record) -> Summary:
     """Return what a list shows, read anew only if machine.toml changed since it was taken."""
     try:
@@ -140,21 +97,9 @@ def summary_of(paths: VmPaths, record: Record) -> Summary:
     known = record.summary
     if known and (known.mtime_ns, known.size) == (info.st_mtime_ns, info.st_size):
         return known
+    from wirt.vm.description import load_spec, summarise
+
     try:
-        machine = load_spec(paths)
-    except (SpecError, WirtError):
+        return summarise(paths, load_spec(paths))
+    except WirtError:
         return Summary(0, 0, "", mtime_ns=info.st_mtime_ns, size=info.st_size)
-    return summarise(paths, machine)
-
-
-def summarise(paths: VmPaths, machine: Machine) -> Summary:
-    """Return the summary of ``machine``, which machine.toml holds."""
-    info = os.stat(paths.spec)
-    return Summary(
-        memory=machine.memory,
-        vcpus=machine.cpu.vcpus,
-        uuid=machine.uuid,
-        autostart=machine.autostart,
-        mtime_ns=info.st_mtime_ns,
-        size=info.st_size,
-    )

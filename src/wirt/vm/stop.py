@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from wirt.errors import CommandRefused, ProtocolError, Timeout, WirtError, WrongState
-from wirt.host.process import ProcessId
+from wirt.host.process_id import ProcessId
 from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.store.layout import VmPaths
@@ -19,6 +19,7 @@ from wirt.store.record import Record, read_record, write_record
 from wirt.vm import state
 from wirt.vm.channels import AGENT, agent_is_open
 from wirt.vm.context import Context
+from wirt.vm.monitor import connect
 from wirt.vm.start import end_unstarted, processes_with
 
 DEFAULT_SECONDS = 90.0
@@ -77,7 +78,7 @@ def _power_off(
 
 
 def _ask_guest(paths: VmPaths, record: Record) -> str:
-    with state.connect(paths, record) as qmp:
+    with connect(paths, record) as qmp:
         status = qmp.execute("query-status", reply=StatusInfo).status
         if status != "running":
             raise WrongState(f"it is {status}, not running")
@@ -89,7 +90,7 @@ def _ask_guest(paths: VmPaths, record: Record) -> str:
         ):
             client.shutdown()
             return "guest agent"
-    with state.connect(paths, record) as qmp:
+    with connect(paths, record) as qmp:
         qmp.execute("system_powerdown")
     return "ACPI power button"
 
@@ -97,7 +98,7 @@ def _ask_guest(paths: VmPaths, record: Record) -> str:
 def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
     with (
         contextlib.suppress(ProtocolError, Timeout, CommandRefused),
-        state.connect(paths, record, timeout=3.0) as qmp,
+        connect(paths, record, timeout=3.0) as qmp,
     ):
         qmp.execute("quit", timeout=3.0)
     if process.wait(_QUIT_SECONDS):
@@ -134,7 +135,7 @@ def resume(context: Context, name: str) -> None:
 def _vcpus(context: Context, name: str, command: str) -> None:
     with locked(context.home, name, waiting=context.say) as paths:
         found = state.require_running(paths)
-        with state.connect(paths, found.record) as qmp:
+        with connect(paths, found.record) as qmp:
             qmp.execute(command)
         run = found.record.run
         if run is not None:

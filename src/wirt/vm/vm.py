@@ -15,6 +15,7 @@ from wirt.vm import logs, oneshot, state
 from wirt.vm.context import Context
 from wirt.vm.copy import copy_in, copy_out
 from wirt.vm.create import Wish
+from wirt.vm.description import load_spec
 from wirt.vm.execute import Order, execute
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
@@ -60,7 +61,7 @@ class Vm:
     @property
     def machine(self) -> Machine:
         """The description, as machine.toml has it now."""
-        return state.load_spec(find(self.context.home, self.name))
+        return load_spec(find(self.context.home, self.name))
 
     @property
     def accelerator(self) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from wirt.errors import GuestError, ProtocolError, Timeout, WrongState
+from wirt.errors import GuestError, ProtocolError, Timeout, WirtError, WrongState
 from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
@@ -13,6 +13,7 @@ from wirt.vm import logs, state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
 from wirt.vm.execute import way_in
+from wirt.vm.monitor import connect
 from wirt.vm.session import guest_session
 
 _POLL_SECONDS = 0.1
@@ -52,7 +53,7 @@ def _answer(paths: VmPaths) -> str:
     if found.status != "running":
         return ""
     try:
-        with state.connect(paths, found.record) as qmp:
+        with connect(paths, found.record) as qmp:
             ports = open_ports(qmp)
         if not ports.intersection({AGENT, *HELPERS}):
             return ""
@@ -63,8 +64,8 @@ def _answer(paths: VmPaths) -> str:
         else:
             with AgentClient.connect(paths.socket(AGENT), timeout=_ANSWER_SECONDS) as agent:
                 agent.ping()
-    except (ProtocolError, Timeout, GuestError):
-        return ""
+    except WirtError:
+        return ""  # not yet, or the machine is ending: the next look tells
     return way
 
 

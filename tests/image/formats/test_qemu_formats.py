@@ -87,7 +87,7 @@ def packed_qcow(path, data):
 
 @pytest.mark.needs_qemu_img
 def test_compressed_qcow_clusters_are_read_and_replaced(tmp_path):
-    words = b"".join(b"%d\n" % number for number in range(150000))[:MIB]
+    words = b"".join(b"%d\n" % number for number in range(200000))[:MIB]
     data = words + bytes(MIB) + random.Random(1).randbytes(MIB // 2) + b"text" * (MIB // 8)
     path = packed_qcow(tmp_path / "c.qcow", data)
     model = bytearray(data)

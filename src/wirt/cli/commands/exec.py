@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--no-stdin", action="store_true", help="do not read standard input")
     parser.add_argument("--timeout", metavar="TIME", help="kill the command after this")
     add_machine(parser)
-    parser.add_argument("command", metavar="-- COMMAND", nargs="*", help="what to run")
+    parser.add_argument("command", metavar="-- COMMAND", nargs="*", default=[], help="what to run")
     example(
         parser,
         "wirt exec web -- uname -a",

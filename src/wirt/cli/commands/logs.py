@@ -33,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
 def _harmless(data: bytes) -> bytes:
     import re
 
-    without_sequences = re.sub(rb"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]*)", b"", data)
+    without_sequences = re.sub(rb"\x1b(\][^\x07\x1b]*|\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])", b"", data)
     return re.sub(rb"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f\x80-\x9f]", b"", without_sequences)

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
     parser.add_argument("image", metavar="IMAGE", help="debian:12, a disk image file, or FILE.iso")
     parser.add_argument(
-        "command", metavar="-- COMMAND", nargs="*",
+        "command", metavar="-- COMMAND", nargs="*", default=[],
         help="run this in a fresh machine, then remove the machine",
     )  # fmt: skip
     example(

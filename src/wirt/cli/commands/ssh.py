@@ -13,7 +13,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("-l", "--user", default="", help="user in the guest")
     add_machine(parser)
-    parser.add_argument("command", metavar="-- COMMAND", nargs="*", help="what ssh runs")
+    parser.add_argument(
+        "command", metavar="-- COMMAND", nargs="*", default=[], help="what ssh runs"
+    )
     example(parser, "wirt ssh web", "wirt ssh -l root web -- systemctl status")
 
 

@@ -1,0 +1,124 @@
+"""The program as its users type it: help, typos, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from wirt.cli.table import verbs
+from wirt.errors import NotFound, SpecError, UsageError
+
+
+def wirt(*words, home, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "wirt", *words],
+        env={**os.environ, "WIRT_HOME": str(home)},
+        capture_output=True, text=True, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+def test_help_lists_every_verb(tmp_path):
+    done = wirt("--help", home=tmp_path)
+    assert done.returncode == 0
+    assert all(f"  {verb} " in done.stdout for verb in verbs())
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_verb_has_help_with_an_example(verb, tmp_path):
+    done = wirt(verb, "--help", home=tmp_path)
+    assert done.returncode == 0
+    assert f"wirt {verb}" in done.stdout.split("examples:")[1]
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    code = "import sys; from wirt.cli.main import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"asyncio", "argparse", "msgspec", "subprocess", "tomllib", "numpy", "rich"}
+
+
+def test_listing_imports_nothing_heavy(tmp_path):
+    code = "import sys; from wirt.cli.main import main; main(['ls', '--json']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "WIRT_HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert not loaded & {"asyncio", "tomllib", "numpy", "rich", "http.client", "cryptography"}
+
+
+def test_a_typo_is_answered_with_the_nearest_verb(tmp_path):
+    done = wirt("strat", "web", home=tmp_path)
+    assert done.returncode == UsageError.exit_code
+    assert "wirt start" in done.stderr
+
+
+def test_an_error_is_one_line_and_a_hint_and_no_traceback(tmp_path):
+    done = wirt("start", "nobody", home=tmp_path)
+    assert done.returncode == NotFound.exit_code
+    assert done.stderr.splitlines()[0] == "wirt: there is no machine 'nobody'"
+    assert done.stderr.splitlines()[1].startswith("  try: ")
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in wirt("start", "nobody", "--debug", home=tmp_path).stderr
+
+
+def test_with_json_an_error_is_json(tmp_path):
+    done = wirt("show", "nobody", "--json", home=tmp_path)
+    error = json.loads(done.stderr)["error"]
+    assert error["exit_code"] == done.returncode == NotFound.exit_code
+
+
+def test_a_wrong_option_is_a_usage_error(tmp_path):
+    done = wirt("ls", "--nonsense", home=tmp_path)
+    assert done.returncode == UsageError.exit_code
+    assert "wirt ls --help" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("-m", "1X"), ("-p", "80"), ("--set", "memry=1"), ("-m", "-5")])
+def test_wrong_values_are_named(words, tmp_path):
+    done = wirt("create", "x", *words, home=tmp_path)
+    assert done.returncode in {UsageError.exit_code, SpecError.exit_code}
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "vms" / "x").exists()
+
+
+def test_names_of_guests_do_nothing_to_a_terminal():
+    from wirt.cli.output import printable
+
+    assert printable("a\x1b[2Jb\nc") == "a?[2Jb?c"
+
+
+def test_a_log_is_made_harmless():
+    from wirt.cli.commands.logs import _harmless
+
+    assert _harmless(b"a\x1b[31mred\x1b]0;title\x07b\rc\n\x9b2J") == b"aredb\rc\n2J"
+
+
+def test_check_reports_every_problem(tmp_path):
+    (tmp_path / "m.toml").write_text('name = "x"\nmemroy = 1\n[cpu]\nvcpus = "a"\n')
+    done = wirt("check", str(tmp_path / "m.toml"), home=tmp_path)
+    assert done.returncode == SpecError.exit_code
+    assert len(done.stdout.splitlines()) == 2
+    assert ":2: memroy" in done.stdout
+
+
+def test_the_output_may_go_to_a_reader_that_leaves(tmp_path):
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m wirt schema | head -c 10"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert len(done.stdout) == 10
+    assert "Traceback" not in done.stderr
+
+
+def test_the_exported_names_are_those_of_the_stub():
+    import wirt
+
+    assert [name for name in wirt.__all__ if getattr(wirt, name, None) is None] == []
+    with open(os.path.join(os.path.dirname(wirt.__file__), "__init__.pyi")) as file:
+        stub = file.read()
+    assert all(name in stub for name in wirt.__all__)
