@@ -92,14 +92,16 @@ class BochsImage(BlockImage):
         return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
 
     def _bitmap(self, index: int, number: int) -> str:
-        if index not in self._bits:
+        bits = self._bits.get(index)
+        if bits is None:
             if len(self._bits) >= 64:
                 self._bits.clear()
             at = self._place_of(number)
             raw = read_exactly(self.storage, at, self._bitmap_used, "a sector bitmap")
             text = format(int.from_bytes(raw, "little"), f"0{8 * len(raw)}b")
-            self._bits[index] = text[::-1][: self.block_size // SECTOR]
-        return self._bits[index]
+            bits = text[::-1][: self.block_size // SECTOR]
+            self._bits[index] = bits
+        return bits
 
     def _store(self, index: int, content: bytes) -> None:
         number = self._catalog[index]

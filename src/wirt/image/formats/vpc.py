@@ -293,13 +293,15 @@ class DynamicVpcImage(BlockImage):
         return min(length, end - inside), bits[sector] == "1"
 
     def _bitmap(self, index: int, place: int) -> str:
-        if index not in self._bits:
+        bits = self._bits.get(index)
+        if bits is None:
             if len(self._bits) >= _CACHED_BITMAPS:
                 self._bits.clear()
             raw = read_exactly(self.storage, place, self._bitmap_size, "a sector bitmap")
             count = self.block_size // SECTOR
-            self._bits[index] = format(int.from_bytes(raw), f"0{8 * len(raw)}b")[:count]
-        return self._bits[index]
+            bits = format(int.from_bytes(raw), f"0{8 * len(raw)}b")[:count]
+            self._bits[index] = bits
+        return bits
 
     def _store(self, index: int, content: bytes) -> None:
         place = self._place(index)

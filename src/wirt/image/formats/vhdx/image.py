@@ -128,13 +128,14 @@ class VhdxImage(ResizableBlockImage):
         return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
 
     def _present(self, index: int, inside: int, length: int) -> tuple[int, bool]:
-        if index not in self._bits:
+        bits = self._bits.get(index)
+        if bits is None:
             if len(self._bits) >= _CACHED_BITMAPS:
                 self._bits.clear()
-            self._bits[index] = self._bitmap(index)
+            bits = self._bits[index] = self._bitmap(index)
         sector = inside // self.metadata.sector_size
-        end = run_of_bits(self._bits[index], sector) * self.metadata.sector_size
-        return min(length, end - inside), self._bits[index][sector] == "1"
+        end = run_of_bits(bits, sector) * self.metadata.sector_size
+        return min(length, end - inside), bits[sector] == "1"
 
     def _bitmap(self, index: int) -> str:
         if not self.metadata.has_parent:
