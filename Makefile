@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
 	uidmap openssh-client python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl \
-	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
+	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin \
+	bximage cloop-utils
 
 .PHONY: demo test check bench docs fmt fuzz clean
 

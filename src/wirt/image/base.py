@@ -345,6 +345,25 @@ class HasBitmaps(Image):
         """Yield (offset, length) of the guest ranges that the bitmap marks, in order."""
 
 
+class Related(ABC):
+    """Opens the files that an image names, as far as the gate allows them.
+
+    ``wirt.image.open`` makes one for each image; a format uses it and never opens a name
+    by itself. Names are those in the image; relative ones mean beside the image.
+    """
+
+    @abstractmethod
+    def storage(self, name: str, *, role: str) -> Storage:
+        """Open an ``extent`` with the image's own mode. Raises ImageError."""
+
+    @abstractmethod
+    def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see find_format
+        """Open the first of ``names`` that exists, read-only, as the parent.
+
+        Without ``format`` its bytes decide. Raises ImageError.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
     """How to open: everything a format may need beside its storage."""
@@ -357,6 +376,8 @@ class OpenOptions:
     """Passphrase of an encrypted image."""
     allow_dirty: bool = False
     """Open although the image says it was not closed (check and repair do)."""
+    related: Related | None = None
+    """Opens parents and extents; without it an image that needs them is refused."""
 
 
 class Format(ABC):
@@ -365,6 +386,12 @@ class Format(ABC):
     name: ClassVar[str]
     """As ``qemu-img -f`` names it."""
     suffixes: ClassVar[tuple[str, ...]] = ()
+    images: ClassVar[tuple[type[Image], ...]] = ()
+    """What ``open`` may return: the interfaces of these classes are what the format can do."""
+    has_backing: ClassVar[bool] = False
+    """An image may show another one through (a backing file, a parent)."""
+    has_compression: ClassVar[bool] = False
+    """Compressed data are read."""
 
     @abstractmethod
     def probe(self, storage: Storage) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from wirt.errors import CorruptImage, ImageAccessDenied, ImageError, OutOfBounds
-from wirt.image.base import Budget, Deny, Image, OpenGate, OpenOptions
+from wirt.image.base import Budget, Deny, Image, OpenGate, OpenOptions, Related, Storage
 from wirt.image.formats.qcow2.image import Qcow2Image
 from wirt.image.locks import FORCED_READER, READER, WRITER, lock
 from wirt.image.probe import probe_storage
@@ -58,7 +59,8 @@ def _open(path: str, format_name: str | None, chain: _Chain, *, depth: int) -> I
     try:
         _refuse_loop(storage, chain)
         name = format_name or probe_storage(storage)
-        image = find_format(name).open(storage, options)
+        related = _Beside(path, chain, depth)
+        image = find_format(name).open(storage, replace(options, related=related))
     except ImageError as error:
         storage.close()
         error.path = error.path or path
@@ -72,6 +74,27 @@ def _open(path: str, format_name: str | None, chain: _Chain, *, depth: int) -> I
         image.close()
         raise
     return image
+
+
+class _Beside(Related):
+    """The files beside one image of the chain."""
+
+    def __init__(self, referrer: str, chain: _Chain, depth: int) -> None:
+        self._referrer = referrer
+        self._chain = chain
+        self._depth = depth
+
+    def storage(self, name: str, *, role: str) -> Storage:
+        path = _allowed(name, role, self._referrer, self._chain)
+        writable = self._chain.options.writable and self._depth == 0
+        return open_file(path, writable=writable, force_share=self._chain.force_share)
+
+    def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see open_image
+        if not names:
+            raise CorruptImage("the image does not name its parent", path=self._referrer)
+        paths = [_allowed(name, "parent", self._referrer, self._chain) for name in names]
+        path = next((path for path in paths if os.path.exists(path)), paths[0])
+        return _open(path, format or None, self._chain, depth=self._depth + 1)
 
 
 def open_file(path: str, *, writable: bool, force_share: bool = False) -> FileStorage:

@@ -6,10 +6,19 @@ import difflib
 
 from wirt.errors import UsageError
 from wirt.image.base import Format
-from wirt.image.formats import qcow2, raw
+from wirt.image.formats import bochs, cloop, parallels, qcow, qcow2, qed, raw, vdi, vhdx, vmdk, vpc
 
 FORMATS: tuple[Format, ...] = (
     qcow2.FORMAT,
+    qcow.FORMAT,
+    qed.FORMAT,
+    vmdk.FORMAT,
+    vdi.FORMAT,
+    vhdx.FORMAT,
+    parallels.FORMAT,
+    bochs.FORMAT,
+    cloop.FORMAT,
+    vpc.FORMAT,
     raw.FORMAT,
 )
 

@@ -130,6 +130,7 @@ def preallocate(storage: Storage, start: int, end: int, how: str) -> None:
 class RawFormat(Format):
     name = "raw"
     suffixes = (".raw", ".img")
+    images = (RawImage,)
 
     def probe(self, storage: Storage) -> bool:
         """Never claim a file: a guest writes what it likes into a raw disk."""

@@ -14,6 +14,9 @@ from wirt.image.formats.qcow2.volume import Volume
 class Qcow2Format(Format):
     name = "qcow2"
     suffixes = (".qcow2", ".qcow")
+    images = (Qcow2Image,)
+    has_backing = True
+    has_compression = True
 
     def probe(self, storage: Storage) -> bool:
         try:

@@ -1,0 +1,137 @@
+"""parallels: expanding disks of Parallels Desktop and Virtuozzo, one file.
+
+Specification: ``docs/interop/parallels.txt`` of QEMU. Little-endian.
+
+::
+
+    0  "WithoutFreeSpace" (BAT counts sectors) or "WithouFreSpacExt" (BAT counts clusters)
+    16 version 2  20 heads  24 cylinders  28 sectors of a cluster  32 BAT entries
+    36 disk size in sectors (u64; only 32 bits in the first kind)
+    44 in use (0x746F6E59)  48 first sector of the data  52 flags  56 extension
+    64 BAT: u32 of each cluster, 0: not allocated
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
+from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
+from wirt.image.formats.mapped import (
+    SECTOR,
+    BlockImage,
+    read_metadata,
+    refuse_unknown,
+    stored_size,
+)
+
+_HEADER = struct.Struct("<16sIIIIIQIIIQ")
+_OLD, _NEW = b"WithoutFreeSpace", b"WithouFreSpacExt"
+_IN_USE = 0x746F6E59
+_CLUSTER = 2048
+
+
+class ParallelsImage(BlockImage):
+    format_name = "parallels"
+
+    def __init__(self, storage: Storage, options: OpenOptions) -> None:
+        super().__init__()
+        self.storage = storage
+        self.writable = options.writable
+        head = storage.pread(0, _HEADER.size)
+        if len(head) < _HEADER.size or head[:16] not in {_OLD, _NEW}:
+            raise NotThisFormat("there is no Parallels signature")
+        magic, version, _, _, cluster, entries, sectors, used, data, _, extension = _HEADER.unpack(
+            head
+        )
+        if version != 2:
+            raise UnsupportedImage(f"Parallels version {version} is not known")
+        if not 0 < cluster <= 1 << 21:
+            raise CorruptImage(f"clusters cannot be {cluster} sectors long")
+        sectors = sectors & 0xFFFFFFFF if magic == _OLD else sectors
+        self._unit = SECTOR if magic == _OLD else cluster * SECTOR
+        self.block_size = cluster * SECTOR
+        self.virtual_size = sectors * SECTOR
+        self.dirty = used == _IN_USE
+        if self.writable and self.dirty and not options.allow_dirty:
+            raise CorruptImage("the image was not closed and needs a check before it is written")
+        if self.writable and extension:
+            raise UnsupportedImage("a Parallels disk with an extension can only be read")
+        if entries * self.block_size < self.virtual_size:
+            raise CorruptImage(f"{entries} clusters do not hold {sectors} sectors")
+        raw = read_metadata(storage, 64, 4 * entries, "the block table", options.budget)
+        self._table = list(struct.unpack(f"<{entries}I", raw))
+        start = data * SECTOR or -(-(64 + 4 * entries) // SECTOR) * SECTOR
+        last = max(self._table, default=0) * self._unit
+        self._next = max(start, last + self.block_size if last else 0)
+        if self.writable and self._next > storage.size() + self.block_size:
+            raise CorruptImage("clusters lie beyond the end of the file")
+        self._open_mark = False
+
+    def _run(self, offset: int, limit: int) -> Extent:
+        index, inside = divmod(offset, self.block_size)
+        length = min(limit, self.block_size - inside)
+        if not self._table[index]:
+            return Extent(offset, length, ExtentKind.HOLE)
+        place = self._table[index] * self._unit + inside
+        if place >= self.storage.size():
+            raise CorruptImage(f"cluster {index} lies beyond the end of the file", offset=place)
+        return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
+
+    def _before_write(self) -> None:
+        super()._before_write()
+        if not self._open_mark:
+            self._open_mark = True
+            self.storage.pwrite(44, struct.pack("<I", _IN_USE))
+            self.storage.flush()
+
+    def _store(self, index: int, content: bytes) -> None:
+        place = self._append(content, align=self._unit)
+        if place // self._unit >= 1 << 32:
+            raise OutOfBounds("the file cannot grow further")
+        self._table[index] = place // self._unit
+
+    def _publish(self, indexes: list[int]) -> None:
+        for index in indexes:
+            self.storage.pwrite(64 + 4 * index, struct.pack("<I", self._table[index]))
+
+    def close(self) -> None:
+        if self._open_mark:
+            self.flush()
+            self.storage.pwrite(44, bytes(4))
+            self.storage.flush()
+            self._open_mark = False
+        super().close()
+
+    def info(self) -> ImageInfo:
+        size = stored_size(self.storage)
+        return ImageInfo("parallels", self.virtual_size, size, self.block_size, dirty=self.dirty)
+
+
+class ParallelsFormat(Format):
+    name = "parallels"
+    suffixes = (".hds", ".parallels")
+    images = (ParallelsImage,)
+
+    def probe(self, storage: Storage) -> bool:
+        return storage.pread(0, 16) in {_OLD, _NEW}
+
+    def open(self, storage: Storage, options: OpenOptions) -> Image:
+        return ParallelsImage(storage, options)
+
+    def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        refuse_unknown(options)
+        sectors = -(-size // SECTOR)
+        entries = -(-sectors // _CLUSTER)
+        if entries > 1 << 28:
+            raise OutOfBounds("a Parallels disk cannot be as large as this")
+        data = -(-(64 + 4 * entries) // (_CLUSTER * SECTOR)) * _CLUSTER
+        head = _HEADER.pack(
+            _NEW, 2, 16, min(sectors // 512, 0xFFFFFFFF), _CLUSTER, entries, sectors, 0, data, 0, 0
+        )
+        storage.truncate(data * SECTOR)
+        storage.pwrite(0, head)
+
+
+FORMAT = ParallelsFormat()

@@ -1,0 +1,166 @@
+"""qed: QEMU's enhanced disk, an experiment between qcow2's two versions.
+
+Specification: ``docs/interop/qed_spec`` of QEMU. Little-endian.
+
+::
+
+    0  "QED" and a zero byte   4 cluster size  8 clusters of a table  12 clusters of the header
+    16 features (1 backing file, 2 needs check, 4 backing is raw)  24 compatible  32 autoclear
+    40 L1 table  48 disk size  56 offset and length (u32) of the backing file's name
+    tables of u64: 0 not allocated, 1 zeros (L2 only), else the file offset
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wirt.errors import (
+    CorruptImage,
+    ImageAccessDenied,
+    NotThisFormat,
+    OutOfBounds,
+    UnsupportedImage,
+    UsageError,
+)
+from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
+from wirt.image.formats.mapped import SECTOR, read_exactly, refuse_unknown, stored_size
+from wirt.image.formats.two_level import TwoLevelImage
+
+_HEADER = struct.Struct("<4sIIIQQQQQII")
+_BACKING, _NEED_CHECK, _RAW_BACKING = 1, 2, 4
+_CLUSTER, _TABLE = 65536, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    cluster: int
+    table: int
+    features: int
+    l1: int
+    size: int
+    backing: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Header:
+        if len(data) < _HEADER.size or data[:4] != b"QED\0":
+            raise NotThisFormat("there is no QED signature")
+        _, cluster, table, _, features, _, _, l1, size, at, length = _HEADER.unpack_from(data)
+        if features & ~7:
+            raise UnsupportedImage(f"unknown QED features {features & ~7:#x}")
+        if (
+            cluster & (cluster - 1)
+            or not 4096 <= cluster <= 64 << 20
+            or table not in {1, 2, 4, 8, 16}
+        ):
+            raise CorruptImage(f"clusters of {cluster} bytes, tables of {table} clusters")
+        entries = table * cluster // 8
+        if size % SECTOR or size > entries * entries * cluster or size > 1 << 62:
+            raise CorruptImage(f"a disk cannot have {size} bytes here")
+        return cls(cluster, table, features, l1, size, (at, length))
+
+    def pack(self) -> bytes:
+        return _HEADER.pack(
+            b"QED\0", self.cluster, self.table, 1, self.features, 0, 0, self.l1, self.size,
+            *self.backing,
+        )  # fmt: skip
+
+
+class QedImage(TwoLevelImage):
+    format_name = "qed"
+    _order = "<"
+
+    def __init__(self, storage: Storage, options: OpenOptions) -> None:
+        super().__init__()
+        self.storage = storage
+        self.writable = options.writable
+        self.header = Header.parse(storage.pread(0, _HEADER.size))
+        if self.writable and self.header.features & _NEED_CHECK and not options.allow_dirty:
+            raise CorruptImage("the image was not closed and needs a check before it is written")
+        self.virtual_size = self.header.size
+        self.block_size = self.header.cluster
+        self._l2_entries = self.header.table * self.header.cluster // 8
+        # Only the used part of L1 is read: a table may be 128 MiB long.
+        entries = -(-self.virtual_size // (self._l2_entries * self.block_size))
+        self._load_l1(storage, self.header.l1, entries, options.budget)
+        self.backing_name = self._backing_name()
+
+    def _backing_name(self) -> str:
+        if not self.header.features & _BACKING:
+            return ""
+        at, length = self.header.backing
+        if length > 1023:
+            raise CorruptImage(f"a backing file's name of {length} bytes")
+        return os.fsdecode(read_exactly(self.storage, at, length, "the backing file's name"))
+
+    def _run(self, offset: int, limit: int) -> Extent:
+        index, inside = divmod(offset, self.block_size)
+        length = min(limit, self.block_size - inside)
+        entry = self._entry(index)
+        if entry == 0:
+            return Extent(offset, length, ExtentKind.HOLE)
+        if entry == 1:
+            return Extent(offset, length, ExtentKind.ZERO)
+        place = entry + inside
+        if entry % self.block_size or place >= self.storage.size():
+            raise CorruptImage("a cluster lies outside the file", offset=offset)
+        return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
+
+    def _zero(self, index: int) -> bool:
+        if self._entry(index) > 1:
+            return False
+        self._set(index, 1)
+        return True
+
+    def info(self) -> ImageInfo:
+        known = "raw" if self.header.features & _RAW_BACKING else ""
+        return ImageInfo(
+            "qed",
+            self.virtual_size,
+            stored_size(self.storage),
+            self.block_size,
+            backing_name=self.backing_name,
+            backing_format=known,
+            dirty=bool(self.header.features & _NEED_CHECK),
+        )
+
+
+class QedFormat(Format):
+    name = "qed"
+    suffixes = (".qed",)
+    images = (QedImage,)
+    has_backing = True
+
+    def probe(self, storage: Storage) -> bool:
+        return storage.pread(0, 4) == b"QED\0"
+
+    def open(self, storage: Storage, options: OpenOptions) -> Image:
+        image = QedImage(storage, options)
+        if image.backing_name and options.with_backing:
+            if options.related is None:
+                raise ImageAccessDenied("the image needs its backing file")
+            raw = image.header.features & _RAW_BACKING
+            image.backing = options.related.image([image.backing_name], format="raw" if raw else "")
+        return image
+
+    def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        """Options: ``backing_file``, ``backing_fmt``."""
+        refuse_unknown(options, "backing_file", "backing_fmt")
+        size = -(-size // SECTOR) * SECTOR
+        entries = _TABLE * _CLUSTER // 8
+        if size > entries * entries * _CLUSTER:
+            raise OutOfBounds("a QED disk cannot be larger than 64 TiB")
+        name = os.fsencode(options.get("backing_file", ""))
+        if len(name) > 1023:
+            raise UsageError("the backing file's name is too long for QED")
+        raw = _RAW_BACKING if options.get("backing_fmt") == "raw" else 0
+        features = _BACKING | raw if name else 0
+        place = (_HEADER.size, len(name)) if name else (0, 0)
+        header = Header(_CLUSTER, _TABLE, features, _CLUSTER, size, place)
+        storage.truncate(_CLUSTER * (1 + _TABLE))
+        storage.pwrite(0, header.pack() + name)
+
+
+FORMAT = QedFormat()

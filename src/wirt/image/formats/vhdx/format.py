@@ -1,0 +1,127 @@
+"""Recognising, opening and making VHDX files."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+
+from wirt.errors import OutOfBounds, UnsupportedImage, UsageError
+from wirt.image.base import Format, Image, OpenOptions, Storage
+from wirt.image.formats.mapped import refuse_unknown
+from wirt.image.formats.vhdx.image import (
+    PRESENT,
+    VhdxImage,
+    data_id_text,
+    open_parent,
+    table_entries,
+)
+from wirt.image.formats.vhdx.structures import (
+    HEADER_OFFSETS,
+    MIB,
+    REGION_OFFSETS,
+    SIGNATURE,
+    Header,
+    Metadata,
+    pack_regions,
+)
+from wirt.image.storage.file import FileStorage
+
+_METADATA = (2 * MIB, MIB)
+_OPTIONS = ("subformat", "block_size", "log_size", "sector_size", "backing_file", "backing_fmt")
+_DEFAULT_BLOCKS = ((32 << 30, 8 * MIB), (100 << 30, 16 * MIB), (1 << 40, 32 * MIB))
+
+
+class VhdxFormat(Format):
+    name = "vhdx"
+    suffixes = (".vhdx", ".avhdx")
+    images = (VhdxImage,)
+    has_backing = True
+
+    def probe(self, storage: Storage) -> bool:
+        return storage.pread(0, 8) == SIGNATURE
+
+    def open(self, storage: Storage, options: OpenOptions) -> Image:
+        image = VhdxImage(storage, options)
+        if image.metadata.has_parent and options.with_backing:
+            image.backing = open_parent(image, options)
+        return image
+
+    def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
+        """Options: ``subformat`` (dynamic, fixed), ``block_size`` (bytes), ``sector_size``
+        (512, 4096), ``backing_file`` (a differencing disk).
+        """  # fmt: skip
+        refuse_unknown(options, *_OPTIONS)
+        kind = options.get("subformat", "dynamic")
+        if kind not in {"dynamic", "fixed"}:
+            raise UsageError(f"Invalid parameter '{kind}'", hint="subformat: dynamic or fixed")
+        sector = _number(options, "sector_size", 512)
+        parent = options.get("backing_file", "")
+        locator: dict[str, str] = {}
+        if parent:
+            size, sector, locator = _from_parent(storage, parent, size)
+        size = -(-size // sector) * sector
+        block = _number(options, "block_size", 0) or _default_block(size)
+        if sector not in {512, 4096} or block & (block - 1) or not MIB <= block <= 256 * MIB:
+            raise UsageError("a VHDX has sectors of 512 or 4096 bytes, blocks of 1 to 256 MiB")
+        if size > 64 << 40:
+            raise OutOfBounds("a VHDX disk cannot be larger than 64 TiB")
+        metadata = Metadata(
+            size, block, sector, bool(parent), kind == "fixed", os.urandom(16), locator=locator
+        )
+        _write(storage, metadata)
+
+
+def _number(options: Mapping[str, str], name: str, default: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdigit():
+        raise UsageError(f"{name} must be a number of bytes, not {text[:40]!r}")
+    return int(text)
+
+
+def _default_block(size: int) -> int:
+    return next((block for limit, block in _DEFAULT_BLOCKS if size <= limit), 64 * MIB)
+
+
+def _from_parent(storage: Storage, name: str, size: int) -> tuple[int, int, dict[str, str]]:
+    """Return size, sector size and locator of a differencing disk on ``name``."""
+    path = os.path.join(os.path.dirname(storage.name), name)
+    with FileStorage(path) as file:
+        if not FORMAT.probe(file):
+            raise UnsupportedImage(
+                "the parent of a VHDX must itself be a VHDX",
+                hint="use qcow2 for other backing images",
+            )
+        parent = VhdxImage(file, OpenOptions(with_backing=False))
+    local = name if not os.path.isabs(name) else os.path.basename(name)
+    locator = {
+        "parent_linkage": f"{{{data_id_text(parent)}}}",
+        "relative_path": ".\\" + local.replace("/", "\\"),
+        "absolute_win32_path": os.path.abspath(path),
+    }
+    return size or parent.virtual_size, parent.metadata.sector_size, locator
+
+
+def _write(storage: Storage, metadata: Metadata) -> None:
+    count = table_entries(metadata)
+    bat = (3 * MIB, max(MIB, -(-8 * count // MIB) * MIB))
+    storage.pwrite(0, SIGNATURE + "wirt".encode("utf-16-le"))
+    ids = os.urandom(16), os.urandom(16)
+    for sequence, offset in enumerate(HEADER_OFFSETS, 1):
+        storage.pwrite(offset, Header(sequence, *ids).pack())
+    for offset in REGION_OFFSETS:
+        storage.pwrite(offset, pack_regions(bat, _METADATA))
+    storage.pwrite(_METADATA[0], metadata.pack())
+    end = sum(bat)
+    if metadata.fixed:
+        blocks = -(-metadata.virtual_size // metadata.block_size)
+        ratio = (1 << 23) * metadata.sector_size // metadata.block_size
+        table = [0] * count
+        for index in range(blocks):
+            table[index + index // ratio] = end + index * metadata.block_size | PRESENT
+        storage.pwrite(bat[0], struct.pack(f"<{count}Q", *table))
+        end += blocks * metadata.block_size
+    storage.truncate(end)
+
+
+FORMAT = VhdxFormat()
