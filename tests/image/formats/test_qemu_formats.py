@@ -99,7 +99,6 @@ def test_compressed_qcow_clusters_are_read_and_replaced(tmp_path):
 
 @pytest.mark.needs_qemu_img
 def test_an_encrypted_qcow_is_read_with_its_passphrase(tmp_path):
-    pytest.importorskip("cryptography")
     path = tmp_path / "e.qcow"
     secret = "secret,id=s,data=geheim"
     subprocess.run(

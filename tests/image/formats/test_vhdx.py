@@ -5,6 +5,7 @@ import random
 import subprocess
 
 import pytest
+import pyvhdi
 
 from tests.image.formats.support import (
     MIB,
@@ -21,8 +22,6 @@ from wirt.errors import CorruptImage, ImageAccessDenied
 from wirt.image.formats.vhdx.crc import crc32c
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
-
-pyvhdi = pytest.importorskip("pyvhdi", reason="libvhdi-python is the oracle")
 
 
 def by_libvhdi(path, *parents):

@@ -4,6 +4,7 @@ import random
 import subprocess
 
 import pytest
+import pyvhdi
 
 from tests.image.formats.support import (
     MIB,
@@ -19,8 +20,6 @@ from tests.image.formats.support import (
 from wirt.errors import CorruptImage, ImageAccessDenied, NotThisFormat
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
-
-pyvhdi = pytest.importorskip("pyvhdi", reason="libvhdi-python is the oracle")
 
 
 def by_libvhdi(path, *parents):

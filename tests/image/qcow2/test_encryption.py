@@ -10,7 +10,6 @@ from wirt.errors import ImageAccessDenied, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT
 
-pytest.importorskip("cryptography")
 pytestmark = pytest.mark.needs_qemu_img
 MIB = 1 << 20
 SECRET = ("--object", "secret,id=s,data=geheim")
