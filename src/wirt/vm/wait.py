@@ -7,11 +7,13 @@ import time
 
 from wirt.errors import GuestError, ProtocolError, Timeout, WirtError, WrongState
 from wirt.protocols.qga.client import AgentClient
+from wirt.spec.nic import User
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
 from wirt.vm import logs, state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec
 from wirt.vm.execute import way_in
 from wirt.vm.monitor import connect
 from wirt.vm.session import guest_session
@@ -69,11 +71,18 @@ def _answer(paths: VmPaths) -> str:
     return way
 
 
-_BOOTED = "if command -v systemctl >/dev/null; then systemctl is-system-running --wait; fi"
+_BOOTED = """\
+if command -v systemctl >/dev/null; then systemctl is-system-running --wait; fi
+[ "$1" = network ] || exit 0
+for i in $(seq 100); do
+    ip route 2>/dev/null | grep -q ^default && grep -q ^nameserver /etc/resolv.conf && exit 0
+    sleep 0.2
+done
+"""
 
 
 def _await_boot(paths: VmPaths, deadline: float) -> None:
-    """The helper is there early; a user wants the services of the guest as well.
+    """The helper is there early; a user wants services and network of the guest as well.
 
     What the guest then says of itself (``running``, ``degraded``) is its own affair.
     """
@@ -81,7 +90,15 @@ def _await_boot(paths: VmPaths, deadline: float) -> None:
         contextlib.suppress(ProtocolError, GuestError, Timeout),
         guest_session(paths, timeout=_ANSWER_SECONDS) as session,
     ):
-        session.exec(["sh", "-c", _BOOTED], timeout=max(1.0, deadline - time.monotonic()))
+        left = max(1.0, deadline - time.monotonic())
+        session.exec(["sh", "-c", _BOOTED, "sh", _expects(paths)], timeout=left)
+
+
+def _expects(paths: VmPaths) -> str:
+    """Return ``network`` if a card of the machine gives it the way out."""
+    backends = [nic.backend for nic in load_spec(paths).nics]
+    out = any(isinstance(backend, User) and not backend.restrict for backend in backends)
+    return "network" if out else "none"
 
 
 def wait_for_stop(context: Context, name: str, *, timeout: float) -> None:

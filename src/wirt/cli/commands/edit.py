@@ -53,6 +53,7 @@ def _edited(path: str) -> str:
     try:
         code = subprocess.run([*shlex.split(editor), path], check=False).returncode
     except OSError as error:
+        os.unlink(path)
         raise UsageError(
             f"the editor {editor!r} cannot be started: {error.strerror}", hint="set EDITOR"
         ) from error
