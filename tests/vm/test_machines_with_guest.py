@@ -96,6 +96,27 @@ def test_a_terminal_is_a_terminal(vm, guest_cli):
     os.close(ours)
 
 
+def test_a_terminal_follows_the_size_of_ours(vm, guest_cli):
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    script = "stty size; read x; stty size; echo done"
+    words = ["exec", "-t", "web", "--", "sh", "-c", script]
+    with guest_cli.start(*words, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        _read_until(ours, b"24 80")
+        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
+        process.send_signal(signal.SIGWINCH)
+        time.sleep(1)
+        os.write(ours, b"x\r")
+        assert b"50 132" in _read_until(ours, b"done")
+        process.wait(30)
+    os.close(ours)
+
+
 def _read_until(fd, text, seconds=60):
     seen = b""
     deadline = time.monotonic() + seconds

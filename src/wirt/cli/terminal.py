@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import sys
-import termios
-import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from wirt.errors import UsageError
 from wirt.vm.context import Context
 from wirt.vm.execute import Order, execute
+from wirt.vm.terminal import raw, write_all
 
 
 def run_in_guest(context: Context, name: str, order: Order, *, terminal: bool) -> int:
@@ -24,19 +24,21 @@ def run_in_guest(context: Context, name: str, order: Order, *, terminal: bool) -
     fd = sys.stdin.fileno()
     columns, rows = os.get_terminal_size(fd)
     context.say("a terminal by wirt's helper in the guest")
+    order = replace(
+        order, stdin=fd, terminal=(rows, columns), on_terminal=partial(_follow_size, fd)
+    )
     with raw(fd):
-        return execute(context, name, replace(order, stdin=fd, terminal=(rows, columns)))
+        return execute(context, name, order)
 
 
-@contextlib.contextmanager
-def raw(fd: int) -> Iterator[None]:
-    """Hold the terminal in raw mode."""
-    before = termios.tcgetattr(fd)
-    tty.setraw(fd)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+def _follow_size(fd: int, resize: Callable[[int, int], None]) -> None:
+    """Tell the guest's terminal whenever the window of ours changes."""
+
+    def changed(_number: int, _frame: object) -> None:
+        columns, rows = os.get_terminal_size(fd)
+        resize(rows, columns)
+
+    signal.signal(signal.SIGWINCH, changed)
 
 
 def stdin_or_none() -> int | None:
@@ -49,10 +51,4 @@ def stdin_or_none() -> int | None:
 
 def writer(fd: int) -> Callable[[bytes], None]:
     """Return a sink that writes everything to ``fd``."""
-
-    def write(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-
-    return write
+    return partial(write_all, fd)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
-import termios
-import tty
-from collections.abc import Iterator
 
 from wirt.errors import HostError, UsageError
 from wirt.store.machines import find
@@ -16,6 +12,7 @@ from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec
 from wirt.vm.keeping import console_names, ensure_keeper, viewers_socket
+from wirt.vm.terminal import raw, write_all
 
 DETACH = b"\x1d"
 """Ctrl-], as in telnet and virsh."""
@@ -36,7 +33,7 @@ def attach(context: Context, name: str, *, console: str, stdin: int, stdout: int
         )
     ensure_keeper(paths, found.record, consoles)
     viewer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with viewer, _raw(stdin):
+    with viewer, raw(stdin):
         try:
             viewer.connect(viewers_socket(paths, console))
         except OSError as error:
@@ -52,7 +49,7 @@ def _join(viewer: socket.socket, stdin: int, stdout: int) -> str:
             data = viewer.recv(65536)
             if not data:
                 return "the machine ended, or its console did"
-            _write_all(stdout, data)
+            write_all(stdout, data)
         if stdin in ready:
             data = os.read(stdin, 4096)
             before, detach, _ = data.partition(DETACH)
@@ -70,24 +67,5 @@ def _drain(viewer: socket.socket, stdout: int) -> str:
         data = viewer.recv(65536)
         if not data:
             break
-        _write_all(stdout, data)
+        write_all(stdout, data)
     return "end of input"
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-@contextlib.contextmanager
-def _raw(fd: int) -> Iterator[None]:
-    if not os.isatty(fd):
-        yield
-        return
-    before = termios.tcgetattr(fd)
-    tty.setraw(fd)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -44,6 +44,8 @@ class Order:
     stderr: Sink = _drop
     timeout: float | None = None
     terminal: tuple[int, int] | None = None
+    on_terminal: Callable[[Callable[[int, int], None]], None] | None = None
+    """Is given the function that tells the guest's terminal its new rows and columns."""
 
 
 def execute(context: Context, name: str, order: Order) -> int:
@@ -94,6 +96,8 @@ def _helper_answers(paths: VmPaths) -> bool:
 
 def _by_helper(paths: VmPaths, order: Order) -> int:
     with guest_session(paths, timeout=CONNECT_SECONDS) as session:
+        if order.on_terminal:
+            order.on_terminal(session.resize)
         return session.exec(
             list(order.argv),
             env=dict(order.env),
