@@ -165,7 +165,7 @@ def test_the_firmware_is_found_by_boot_code_and_partitions(
     [
         (b"hello" * 1000, AmbiguousFormat),
         (b"", CorruptImage),
-        (b"KDMV" + bytes(4000), AmbiguousFormat),
+        (b"KDMV" + bytes(4000), CorruptImage),
         (qcow2(backing="/etc/hostname"), UnsupportedImage),
         (b"QFI\xfb\0\0\0\x09" + bytes(4000), ImageError),
         (qcow2(size=0), CorruptImage),
