@@ -38,10 +38,14 @@ def apt(tmp_path):
     return tmp_path
 
 
-def test_without_configuration_the_distributions_own_archive_is_used(apt):
-    lines = archive("debian", "bookworm", apt=apt).lines
-    assert lines[0] == "deb http://deb.debian.org/debian bookworm main"
-    assert len(lines) == 3
+def test_without_configuration_the_choice_is_left_to_mmdebstrap(apt):
+    assert archive("debian", "bookworm", apt=apt).lines == ()
+    named = archive("debian", "bookworm", mirror="http://mirror.example/debian", apt=apt)
+    assert named.lines == ("deb http://mirror.example/debian bookworm main",)
+
+
+def test_an_unstable_suite_has_neither_updates_nor_security(apt):
+    (apt / "sources.list.d/debian.sources").write_text(DEB822)
     assert len(archive("debian", "sid", apt=apt).lines) == 1
 
 

@@ -123,7 +123,7 @@ def _reporter(step: Callable[[str], None]) -> Callable[[str], None]:
 
 def _explained(error: HostError, chosen: Archive) -> HostError:
     """Return a clearer error where the log's last lines tell the cause."""
-    address = chosen.lines[0].split()[1]
+    address = chosen.lines[0].split()[1] if chosen.lines else "the distribution's archive"
     unknown = _UNKNOWN_PACKAGE.search(error.message)
     if unknown:
         return HostError(f"{address} has no package {unknown[1]!r}", hint="check --package")

@@ -1,4 +1,4 @@
-"""Where packages come from: the archive this host uses itself, else the distribution's.
+"""Where packages come from: the archive this host uses itself, else mmdebstrap's own choice.
 
 A host that was told to use a mirror near it (or the only one its firewall lets through)
 should not have to be told again for its guests. Both forms of apt's configuration are read:
@@ -26,16 +26,12 @@ class Source(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """What mmdebstrap is given: source lines, and the keyring that signs them."""
+    """What mmdebstrap is given: source lines (none: it knows an archive), and the keyring."""
 
     lines: tuple[str, ...]
     keyring: Path
 
 
-_DEFAULT = {
-    "debian": ("http://deb.debian.org/debian", "http://deb.debian.org/debian-security"),
-    "ubuntu": ("http://archive.ubuntu.com/ubuntu", "http://security.ubuntu.com/ubuntu"),
-}
 _COMPONENTS = {"debian": "main", "ubuntu": "main universe"}
 _KEYRING = {
     "debian": Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -51,16 +47,19 @@ def archive(family: str, codename: str, *, mirror: str = "", apt: Path | None = 
     """
     main, security = _addresses(family, Path("/etc/apt") if apt is None else apt)
     components = _COMPONENTS[family]
-    lines = [f"deb {mirror or main} {codename} {components}"]
-    if codename not in _UNSTABLE and not mirror:
+    lines = []
+    if mirror or main:
+        lines.append(f"deb {mirror or main} {codename} {components}")
+    if main and codename not in _UNSTABLE and not mirror:
         lines.append(f"deb {main} {codename}-updates {components}")
-        lines.append(f"deb {security} {codename}-security {components}")
+        if security:
+            lines.append(f"deb {security} {codename}-security {components}")
     return Archive(tuple(lines), _KEYRING[family])
 
 
 def _addresses(family: str, apt: Path) -> tuple[str, str]:
-    """Return the main and the security archive as the host knows them."""
-    main, security = _DEFAULT[family]
+    """Return the main and the security archive as the host knows them, or ""."""
+    main = security = ""
     for source in reversed(list(host_sources(apt))):
         path = source.address.rstrip("/").rpartition("/")[2]
         if "main" not in source.components:
