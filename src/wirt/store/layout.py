@@ -35,7 +35,6 @@ import msgspec
 from wirt.errors import HostError, NotFound, UsageError
 
 SOCKET_PATH_MAX = 107
-LONGEST_SOCKET_NAME = len("org.wirt.guest.0.sock") + 20
 
 
 class VmPaths(msgspec.Struct, frozen=True):
