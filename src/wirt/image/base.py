@@ -114,6 +114,13 @@ class Storage(ABC):
     def pread(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes, fewer only at the end. Raises ImageIoError."""
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer``, with zeros behind the end. Raises ImageIoError."""
+        data = self.pread(offset, len(buffer))
+        buffer[: len(data)] = data
+        if len(data) < len(buffer):
+            buffer[len(data) :] = bytes(len(buffer) - len(data))
+
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data``. Raises ImageIoError or ImageNoSpace."""
@@ -176,6 +183,10 @@ class Image(ABC):
     def pread(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` guest bytes. Raises OutOfBounds past the virtual size."""
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with guest bytes, as ``pread``; a large reader keeps its buffer."""
+        buffer[:] = self.pread(offset, len(buffer))
+
     @abstractmethod
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield this image's own extents of the range, in order and without gaps.
@@ -222,9 +233,13 @@ class CompressedWriter(Image):
     """A format whose clusters can be stored compressed; each cluster is written once."""
 
     compression_unit: int
+    compression: str
+    """The codec, as ``wirt.image.compressors`` calls it: ``deflate``, ``zlib`` or ``zstd``."""
 
     @abstractmethod
-    def write_compressed(self, offset: int, packed: bytes | None, plain: bytes) -> None:
+    def write_compressed(
+        self, offset: int, packed: bytes | None, plain: bytes | memoryview
+    ) -> None:
         """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
 
 
@@ -392,6 +407,10 @@ class Format(ABC):
     """An image may show another one through (a backing file, a parent)."""
     has_compression: ClassVar[bool] = False
     """Compressed data are read."""
+
+    def companions(self, path: str, size: int, options: Mapping[str, str]) -> Sequence[str]:
+        """Return the paths of the further files that ``create`` makes beside ``path``."""
+        return ()
 
     @abstractmethod
     def probe(self, storage: Storage) -> bool:

@@ -98,6 +98,15 @@ class MappedImage(Image):
         parts = [self._read_run(run) for run in merged(self._runs(offset, length))]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        self._check(offset, len(buffer))
+        for run in merged(self._runs(offset, len(buffer))):
+            part = buffer[run.offset - offset : run.end - offset]
+            if run.storage is None or run.storage_offset is None:
+                part[:] = self._read_run(run)
+            else:
+                run.storage.pread_into(run.storage_offset, part)
+
     def _read_run(self, run: Extent) -> bytes:
         if run.kind is ExtentKind.HOLE:
             return self._read_hole(run.offset, run.length)

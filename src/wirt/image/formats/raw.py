@@ -39,6 +39,10 @@ class RawImage(DirectAllocator, Resizable):
         self._check(offset, length)
         return self.storage.pread(offset, length).ljust(length, b"\0")
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        self._check(offset, len(buffer))
+        self.storage.pread_into(offset, buffer)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._check(offset, length)
         position = offset

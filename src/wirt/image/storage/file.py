@@ -71,6 +71,15 @@ class FileStorage(Storage):
         except OSError as error:
             raise image_error(error, self.name, offset) from error
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        _check(offset, len(buffer))
+        try:
+            done = os.preadv(self._fd, [buffer], offset)
+        except OSError as error:
+            raise image_error(error, self.name, offset) from error
+        if done < len(buffer):
+            super().pread_into(offset + done, buffer[done:])
+
     def _rest(self, offset: int, length: int) -> bytes:
         parts = []
         while length > 0:

@@ -7,6 +7,7 @@ known only to the sector, and the decoder must ignore what follows the stream.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from array import array
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from wirt.image.formats.qcow2.header import SECTOR, ZLIB
 from wirt.image.formats.qcow2.l2 import COMPRESSED, Table
 from wirt.image.formats.qcow2.volume import Volume
 
-_BUFFER = 1 << 20
+Bytes = bytes | bytearray
+_BUFFER = 4 << 20  # two of the largest clusters
 
 
 def packed_extent(entry: int, cluster_bits: int) -> tuple[int, int]:
@@ -35,7 +37,7 @@ def pack_entry(offset: int, length: int, cluster_bits: int) -> int:
     return COMPRESSED | sectors << shift | offset
 
 
-def unpack(method: int, packed: bytes, size: int) -> bytes:
+def unpack(method: int, packed: bytes, size: int) -> Bytes:
     """Return the cluster of ``size`` bytes. Raises CorruptImage."""
     plain = _inflate(packed, size) if method == ZLIB else _unpack_zstd(packed, size)
     if plain is None or len(plain) != size:
@@ -43,7 +45,7 @@ def unpack(method: int, packed: bytes, size: int) -> bytes:
     return plain
 
 
-def _inflate(packed: bytes, size: int) -> bytes | None:
+def _inflate(packed: bytes, size: int) -> Bytes | None:
     """Inflate with the fastest decoder that can; None if the data is wrong."""
     for decoder in _inflaters():
         try:
@@ -54,7 +56,7 @@ def _inflate(packed: bytes, size: int) -> bytes | None:
 
 
 @cache
-def _inflaters() -> list[Callable[[bytes, int], bytes]]:
+def _inflaters() -> list[Callable[[bytes, int], Bytes]]:
     """Libdeflate first, which wants the exact size; then one that may stop at it, as QEMU does."""
     found = []
     try:
@@ -76,14 +78,12 @@ def _streaming(make: Callable[[int], Any]) -> Callable[[bytes, int], bytes]:
     return lambda packed, size: make(-15).decompress(packed, size)
 
 
-def _mapped(
-    decode: Callable[[bytes, int], bytes | bytearray], wrong: Any
-) -> Callable[[bytes, int], bytes]:
+def _mapped(decode: Callable[[bytes, int], Bytes], wrong: Any) -> Callable[[bytes, int], Bytes]:
     """Turn the decoder's own error into ValueError."""
 
-    def inflate(packed: bytes, size: int) -> bytes:
+    def inflate(packed: bytes, size: int) -> Bytes:
         try:
-            return bytes(decode(packed, size))
+            return decode(packed, size)
         except wrong as error:
             raise ValueError from error
 
@@ -97,13 +97,31 @@ def _unpack_zstd(packed: bytes, size: int) -> bytes | None:
         raise MissingDependency(
             "this image needs the Python module zstandard", hint="pip install zstandard"
         ) from error
-    # One window of the largest cluster; streaming never allocates by the frame's own words.
-    decoder = zstandard.ZstdDecompressor(max_window_size=8 << 20)
+    decoder = _zstd_decoder()
     try:
+        # One call allocates by the frame's own words, so these are read first.
+        if zstandard.frame_content_size(packed) <= size:
+            plain: bytes = decoder.decompress(packed, max_output_size=size)
+            if len(plain) == size:
+                return plain
         with decoder.stream_reader(packed, read_across_frames=True) as reader:
-            return reader.read(size)
+            rest: bytes = reader.read(size)
+            return rest
     except zstandard.ZstdError:
         return None
+
+
+def _zstd_decoder() -> Any:
+    """Return this thread's decoder: a context serves one thread, and is costly to make."""
+    if not hasattr(_decoders, "zstd"):
+        import zstandard
+
+        # One window of the largest cluster is the most that a frame may ask for.
+        _decoders.zstd = zstandard.ZstdDecompressor(max_window_size=8 << 20)
+    return _decoders.zstd
+
+
+_decoders = threading.local()
 
 
 class Packer:
@@ -114,7 +132,8 @@ class Packer:
         self._next = 0
         self._free = 0
         self._start = 0
-        self._buffer = bytearray()
+        self._buffer = bytearray(_BUFFER)
+        self._filled = 0
         volume.drains.append(self.write_out)
         volume.seals.append(self.seal)
 
@@ -125,10 +144,12 @@ class Packer:
         if offset >> (62 - (bits - 8)):
             raise OutOfBounds("compressed data does not fit into so large a file")
         self._volume.guard.check(offset, len(packed))
-        if self._start + len(self._buffer) != offset or len(self._buffer) > _BUFFER:
+        filled = self._filled
+        if self._start + filled != offset or filled + len(packed) > _BUFFER:
             self.write_out()
-            self._start = offset
-        self._buffer += packed
+            self._start, filled = offset, 0
+        self._filled = filled + len(packed)
+        self._buffer[filled : self._filled] = packed
         self._next, self._free = offset + len(packed), self._free - len(packed)
         self._volume.note_data_written()
         return pack_entry(offset, len(packed), bits)
@@ -151,9 +172,10 @@ class Packer:
         return first * size
 
     def write_out(self) -> None:
-        if self._buffer:
-            self._volume.write_metadata("", self._start, bytes(self._buffer))
-            self._buffer.clear()
+        if self._filled:
+            view = memoryview(self._buffer)[: self._filled]
+            self._filled = 0
+            self._volume.write_metadata("", self._start, view)
 
     def seal(self) -> None:
         """Forget the half-filled cluster: others may change its refcount."""

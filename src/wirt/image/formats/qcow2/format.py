@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 
 from wirt.errors import ImageIoError
 from wirt.image.base import Format, OpenOptions, Storage
@@ -30,11 +31,15 @@ class Qcow2Format(Format):
         header = Header.parse(storage)
         return Qcow2Image(Volume(storage, header, options), options)
 
+    def companions(self, path: str, size: int, options: Mapping[str, str]) -> Sequence[str]:
+        name = options.get("data_file")
+        return () if name is None else (os.path.join(os.path.dirname(path), name),)
+
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
         """Create the image alone; ``encrypt.secret`` is the passphrase itself.
 
-        An external data file is made by the caller. With a data file and preallocation, or
-        a raw data file, the caller attaches it to the open image and calls ``preallocate``.
+        An external data file is made by ``wirt.image.create``. With a data file and
+        preallocation, or a raw data file, it attaches the file and calls ``preallocate``.
         """
         from wirt.image.formats.qcow2.create import CreateOptions, new_header, write_empty
 

@@ -27,6 +27,7 @@ from wirt.image.formats.qcow2.header import (
     CRYPT_NONE,
     DIRTY,
     KNOWN_AUTOCLEAR,
+    ZSTD,
 )
 from wirt.image.formats.qcow2.mapping import Mapping as ClusterMapping
 from wirt.image.formats.qcow2.mapping import load_l1
@@ -45,6 +46,7 @@ class Qcow2Image(
     def __init__(self, volume: Volume, options: OpenOptions) -> None:
         super().__init__(volume, volume.mapping, volume.header.size)
         self.compression_unit = volume.header.cluster_size
+        self.compression = "zstd" if volume.header.compression == ZSTD else "deflate"
         self.writable = options.writable
         self._writer: Writer | None = None
         self._recorder: persistent.Recorder | None = None
@@ -103,6 +105,10 @@ class Qcow2Image(
     def pread(self, offset: int, length: int) -> bytes:
         self._require_data_file()
         return super().pread(offset, length)
+
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        self._require_data_file()
+        super().pread_into(offset, buffer)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._require_data_file()
@@ -180,7 +186,9 @@ class Qcow2Image(
     def bulk_write(self) -> AbstractContextManager[None]:
         return self.volume.bulk()
 
-    def write_compressed(self, offset: int, packed: bytes | None, plain: bytes) -> None:
+    def write_compressed(
+        self, offset: int, packed: bytes | None, plain: bytes | memoryview
+    ) -> None:
         cluster = self.header.cluster_size
         self._check_range(offset, min(cluster, self.virtual_size - offset))
         if offset % cluster:

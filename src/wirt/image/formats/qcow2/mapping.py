@@ -27,7 +27,7 @@ from wirt.image.formats.qcow2.l2 import (
 from wirt.image.formats.qcow2.words import read_table, read_words, words_from
 
 _CACHE_BYTES = 8 << 20
-_VECTOR_CLUSTERS = 1 << 15
+_VECTOR_CLUSTERS = 1 << 19
 _ROW = 4096
 _WHOLE = frozenset((0, ALL_ALLOCATED, ALL_ZERO))
 

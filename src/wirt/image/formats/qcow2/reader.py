@@ -11,6 +11,7 @@ from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
 from wirt.image.formats.qcow2.mapping import Mapping
 from wirt.image.formats.qcow2.volume import Volume
 
+Bytes = bytes | bytearray
 Cipher = Callable[[int, int, bytes], bytes]
 """(guest offset, host offset, sectors) → sectors, enciphered or deciphered."""
 
@@ -37,8 +38,20 @@ class Reader:
         with self._volume.lock:
             runs = list(self._mapping.runs(offset, length))
         if len(runs) == 1:
-            return self._read_run(runs[0])
+            return bytes(self._read_run(runs[0]))
         return b"".join(map(self._read_run, runs))
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with guest bytes; the caller has checked the bounds."""
+        with self._volume.lock:
+            runs = list(self._mapping.runs(offset, len(buffer)))
+        for run in runs:
+            start = run.offset - offset
+            part = buffer[start : start + run.length]
+            if run.kind == NORMAL and self.decipher is None:
+                self._volume.data_storage.pread_into(run.host, part)
+            else:
+                part[:] = self._read_run(run)
 
     def read_padded(self, offset: int, length: int) -> bytes:
         """Like ``read``, with zeros past the end of the disk."""
@@ -46,7 +59,7 @@ class Reader:
         data = self.read(offset, inside) if inside else b""
         return data if inside == length else data + bytes(length - inside)
 
-    def _read_run(self, run: Run) -> bytes:
+    def _read_run(self, run: Run) -> Bytes:
         if run.kind == NORMAL:
             return self._read_host(run)
         if run.kind == PACKED:
@@ -67,7 +80,7 @@ class Reader:
         plain = self.decipher(run.offset - before, run.host - before, data)
         return plain[before : before + run.length]
 
-    def _read_packed(self, run: Run) -> bytes:
+    def _read_packed(self, run: Run) -> Bytes:
         header = self._volume.header
         size = header.cluster_size
         self._count_expanded(run.offset & ~(size - 1), size)
@@ -76,8 +89,11 @@ class Reader:
         packed = self._volume.storage.pread(offset, length)
         if not packed:
             raise CorruptImage("a compressed cluster lies beyond the file", offset=offset)
+        plain = unpack(header.compression, packed, size)
+        if run.length == size:
+            return plain
         inside = run.offset & size - 1
-        return unpack(header.compression, packed, size)[inside : inside + run.length]
+        return plain[inside : inside + run.length]
 
     def _refuse_missing_backing(self) -> None:
         """Zeros instead of the backing image only for who asked for no backing image."""

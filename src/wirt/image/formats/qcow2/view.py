@@ -44,6 +44,10 @@ class Qcow2View(Image):
         self._check_range(offset, length)
         return self._reader.read(offset, length) if length else b""
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        self._check_range(offset, len(buffer))
+        self._reader.read_into(offset, buffer)
+
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.virtual_size:
             raise OutOfBounds("a request reaches past the end of the disk", offset=offset)

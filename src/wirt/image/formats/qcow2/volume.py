@@ -161,7 +161,7 @@ class Volume:
         if end and self.data_storage is self.storage and self.storage.size() < end:
             self.storage.truncate(end)
 
-    def write_metadata(self, kind: str, offset: int, data: bytes) -> None:
+    def write_metadata(self, kind: str, offset: int, data: bytes | memoryview) -> None:
         self.guard.check(offset, len(data), kind)
         self._unflushed = True
         self.storage.pwrite(offset, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from wirt.errors import ImageError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import Format, Image, OpenOptions, Storage
@@ -23,6 +23,7 @@ from wirt.image.formats.vmdk.sparse import (
     KDMV,
     SparseHeader,
 )
+from wirt.image.replacement import final_name
 from wirt.image.storage.file import FileStorage
 
 _GRAIN = 128
@@ -57,6 +58,13 @@ class VmdkFormat(Format):
         if image.has_parent and options.with_backing:
             image.backing = open_parent(image, options)
         return image
+
+    def companions(self, path: str, size: int, options: Mapping[str, str]) -> Sequence[str]:
+        kind = options.get("subformat", _SUBFORMATS[0])
+        if kind == "monolithicSparse":
+            return ()
+        names = [name for name, _ in _extent_files(path, kind, -(-size // SECTOR) * SECTOR)]
+        return [os.path.join(os.path.dirname(path), name) for name in names]
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
         """Options: ``subformat``, ``adapter_type``, ``hwversion``, ``backing_file``."""
@@ -104,17 +112,13 @@ def _parent(storage: Storage, name: str, size: int) -> tuple[int, int]:
 
 
 def _make_extents(storage: Storage, kind: str, size: int) -> list[ExtentLine]:
-    base = os.path.basename(storage.name)
-    stem = base.removesuffix(".vmdk")
     if kind == "monolithicSparse":
         write_sparse(storage, size, _DESCRIPTOR_SECTORS)
-        return [ExtentLine("RW", size // SECTOR, "SPARSE", base)]
+        name = os.path.basename(final_name(storage.name))
+        return [ExtentLine("RW", size // SECTOR, "SPARSE", name)]
     flat = kind.endswith("Flat")
-    step = size if kind == "monolithicFlat" else _SPLIT
     lines = []
-    for number, start in enumerate(range(0, size, max(step, 1)), 1):
-        name = f"{stem}-flat.vmdk" if step == size else f"{stem}-{'fs'[not flat]}{number:03}.vmdk"
-        length = min(step, size - start)
+    for name, length in _extent_files(storage.name, kind, size):
         lines.append(ExtentLine("RW", length // SECTOR, "FLAT" if flat else "SPARSE", name))
         path = os.path.join(os.path.dirname(storage.name), name)
         with FileStorage(path, writable=True, create=True) as file:
@@ -124,6 +128,18 @@ def _make_extents(storage: Storage, kind: str, size: int) -> list[ExtentLine]:
             else:
                 write_sparse(file, length, 0)
     return lines
+
+
+def _extent_files(path: str, kind: str, size: int) -> Iterator[tuple[str, int]]:
+    """Yield (name beside the descriptor, length) of the extents."""
+    stem = os.path.basename(path).removesuffix(".vmdk")
+    if kind == "monolithicFlat":
+        if size:
+            yield f"{stem}-flat.vmdk", size
+        return
+    letter = "f" if kind.endswith("Flat") else "s"
+    for number, start in enumerate(range(0, size, _SPLIT), 1):
+        yield f"{stem}-{letter}{number:03}.vmdk", min(_SPLIT, size - start)
 
 
 def write_sparse(storage: Storage, size: int, descriptor_sectors: int) -> None:

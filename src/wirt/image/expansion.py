@@ -1,0 +1,42 @@
+"""How much an image may unfold: the budget against images made to fill a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from wirt.errors import OutOfBounds
+from wirt.image.base import Budget, ExtentKind, Image
+from wirt.image.concatenated import Concatenated
+from wirt.image.extents import chain_extents
+
+
+def refuse_expansion(image: Image, budget: Budget) -> None:
+    """Raise OutOfBounds if far more data is declared than is stored.
+
+    Only tables are read. Compressed clusters, and many entries for one place, let a few
+    MiB stand for TiB; no honest image unfolds ``budget.expansion``-fold.
+    """
+    most = max(budget.expansion_floor, budget.expansion * sum(_stored(image)))
+    declared = 0
+    for extent in chain_extents(image):
+        if extent.kind is ExtentKind.DATA:
+            declared += extent.length
+        if declared > most:
+            raise OutOfBounds(
+                f"the image declares more than {declared >> 20} MiB of data, "
+                f"over {budget.expansion} times what it stores",
+                path=image.storage.name,
+                hint="raise the budget if the image is to be trusted",
+            )
+
+
+def _stored(image: Image) -> Iterator[int]:
+    """Yield the sizes of the files that hold the data, through the chain."""
+    if isinstance(image, Concatenated):
+        for part in image.parts:
+            yield from _stored(part)
+        return
+    layer: Image | None = image
+    while layer is not None:
+        yield max(layer.storage.size(), layer.info().allocated_size)
+        layer = layer.backing

@@ -1,0 +1,318 @@
+"""Copying a guest disk from one open image to another, in order and in bounded memory.
+
+Three ways, chosen span by span: the kernel copies what lies verbatim in a file where that
+shares blocks (``copy_file_range``); what is compressed, or is to be, goes through worker
+threads, a bounded number of chunks at a time; all else is read, searched for zeros and
+written. Everything is written in guest order by the calling thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from wirt.errors import CorruptImage, ImageIoError, UnsupportedImage
+from wirt.image.base import (
+    CompressedWriter,
+    DirectAllocator,
+    Extent,
+    ExtentKind,
+    Image,
+    WritableImage,
+)
+from wirt.image.compressors import Compress
+from wirt.image.extents import chain_extents, joined
+from wirt.image.kernel_copy import copy_range, shares_blocks
+from wirt.image.progress import Progress, silent
+from wirt.image.zero_runs import data_runs, is_zero
+
+_CHUNK = 512 << 10
+_KERNEL_CHUNK = 64 << 20
+_LARGEST_UNIT = 1 << 20
+_LONGEST_SPAN = 1 << 30
+_SALVAGED = 4096
+
+
+class Span(NamedTuple):
+    """A run of guest bytes to transfer."""
+
+    offset: int
+    end: int
+    is_data: bool
+    packed: bool = False
+    """Some of it is compressed, so reading it is work for a thread."""
+    verbatim: Extent | None = None
+    """Where the kernel finds the bytes, if it is to copy them."""
+
+
+class _Job(NamedTuple):
+    """A piece of the transfer: ``prepare`` may run in a thread, ``finish`` writes."""
+
+    end: int
+    prepare: Callable[[], Any]
+    finish: Callable[[Any], None]
+    heavy: bool = False
+
+
+@dataclass(slots=True)
+class Transfer:
+    """What to copy, and how. ``run`` does it."""
+
+    source: Image
+    target: WritableImage
+    zero_unit: int = 4096
+    """Zeros are looked for in aligned runs of this many bytes; 0 writes them all as data."""
+    writes_zeros: bool = False
+    """Zeros must be written: the target shows something else where nothing is written."""
+    top_only: bool = False
+    """Copy what the source's first image holds; the target's backing image has the rest."""
+    compress: Compress | None = None
+    workers: int = 2
+    offload: bool | None = None
+    """Let the kernel copy: always, never, or (None) where files can share blocks."""
+    salvage: bool = False
+    """Write zeros for what cannot be read, instead of failing."""
+    rate_limit: int = 0
+    """Bytes per second at most; 0 is no limit."""
+    progress: Progress = silent
+    checkpoint: Callable[[int], None] | None = None
+    """Called with an offset up to which everything has been written, after each piece."""
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    """(offset, length) of what was salvaged as zeros."""
+    _buffers: list[bytearray] = field(default_factory=list)
+    """For reuse: fresh memory costs more than what is read into it."""
+
+    def run(self, start: int = 0) -> None:
+        """Copy from guest offset ``start`` on. Raises ImageError; the target is then incomplete."""
+        total = min(self.source.virtual_size, self.target.virtual_size)
+        began = time.monotonic()
+        pool = ThreadPoolExecutor(max(1, self.workers), "image")
+        try:
+            for done in _finished(pool, self._jobs(start, total), 2 * self.workers):
+                self.progress(done, total)
+                if self.checkpoint is not None:
+                    self.checkpoint(done)
+                if self.rate_limit:
+                    due = began + (done - start) / self.rate_limit
+                    time.sleep(max(0.0, due - time.monotonic()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    # Spans
+
+    @property
+    def _unit(self) -> int:
+        """What is written whole: the target's cluster, or a block of the file."""
+        if self.compress is not None and isinstance(self.target, CompressedWriter):
+            return self.target.compression_unit
+        return max(self.zero_unit, min(self.target.info().cluster_size, _LARGEST_UNIT), 4096)
+
+    def _spans(self, start: int, total: int) -> Iterator[Span]:
+        """Yield the spans in order: data rounded outwards to whole units, neighbours joined."""
+        waiting: Span | None = None
+        for span in self._pieces(start, total, self._unit):
+            if waiting is not None and _joins(waiting, span):
+                waiting = waiting._replace(end=span.end, packed=waiting.packed or span.packed)
+                continue
+            if waiting is not None:
+                yield waiting
+            waiting = span
+        if waiting is not None:
+            yield waiting
+
+    def _pieces(self, start: int, total: int, unit: int) -> Iterator[Span]:
+        at = start
+        for extent in self._extents(start, total):
+            if extent.end <= at:
+                continue
+            inner = extent.end if extent.end == total else extent.end // unit * unit
+            if extent.kind is not ExtentKind.DATA:
+                shows = self.top_only and extent.kind is ExtentKind.HOLE
+                if inner > at and not shows:
+                    yield Span(at, inner, is_data=not self.zero_unit)
+                at = max(at, inner)
+                continue
+            first = max(at, -(-extent.offset // unit) * unit)
+            if inner > first and self._offloads(extent):
+                if first > at:
+                    yield Span(at, first, is_data=True)
+                yield Span(first, inner, is_data=True, verbatim=extent)
+                at = inner
+            outer = min(-(-extent.end // unit) * unit, total)
+            if outer > at:
+                yield Span(at, outer, is_data=True, packed=extent.compressed)
+                at = outer
+
+    def _extents(self, start: int, total: int) -> Iterator[Extent]:
+        if self.top_only:
+            return joined(self.source.extents(start, total - start))
+        return chain_extents(self.source, start, total - start)
+
+    def _offloads(self, extent: Extent) -> bool:
+        target = self.target
+        if self.offload is False or self.compress is not None:
+            return False
+        if extent.storage is None or extent.storage.fileno() is None:
+            return False
+        if not isinstance(target, DirectAllocator) or not target.can_allocate:
+            return False
+        if target.direct_storage.fileno() is None:
+            return False
+        if self.offload is None:
+            self.offload = shares_blocks(extent.storage, target.direct_storage)
+        return self.offload
+
+    # Jobs
+
+    def _jobs(self, start: int, total: int) -> Iterator[_Job]:
+        unit = self._unit
+        for span in self._spans(start, total):
+            if not span.is_data:
+                yield _Job(span.end, partial(self._zero, span.offset, span.end), _nothing)
+            elif span.verbatim is not None:
+                yield from self._kernel_jobs(span, span.verbatim)
+            else:
+                yield from self._data_jobs(span, unit)
+
+    def _kernel_jobs(self, span: Span, extent: Extent) -> Iterator[_Job]:
+        for offset, end in _cut(span.offset, span.end, _KERNEL_CHUNK):
+            yield _Job(end, partial(self._kernel_copy, extent, offset, end), _nothing)
+
+    def _data_jobs(self, span: Span, unit: int) -> Iterator[_Job]:
+        for offset, end in _cut(span.offset, span.end, max(_CHUNK // unit, 1) * unit):
+            if self.compress is not None and isinstance(self.target, CompressedWriter):
+                pack = partial(self._packed, self.compress, offset, end, unit)
+                yield _Job(end, pack, partial(self._write_packed, self.target), heavy=True)
+            else:
+                read = partial(self._read, offset, end)
+                write = partial(self._write, offset, unit)
+                yield _Job(end, read, write, heavy=span.packed)
+
+    def _zero(self, offset: int, end: int) -> None:
+        if self.writes_zeros:
+            self.target.write_zeroes(offset, end - offset)
+
+    def _kernel_copy(self, extent: Extent, offset: int, end: int) -> None:
+        target = self.target
+        if not isinstance(target, DirectAllocator) or extent.storage is None:
+            raise UnsupportedImage("the kernel cannot copy into this image")
+        place = (extent.storage_offset or 0) - extent.offset
+        for guest, host, length in target.allocate(offset, end - offset):
+            copy_range(extent.storage, place + guest, target.direct_storage, host, length)
+
+    def _read(self, offset: int, end: int) -> _Chunk:
+        chunk = self._chunk(end - offset)
+        try:
+            self.source.pread_into(offset, chunk.view)
+        except (ImageIoError, CorruptImage):
+            if not self.salvage:
+                raise
+            for at, stop in _cut(offset, end, _SALVAGED):
+                self._salvage(at, chunk.view[at - offset : stop - offset])
+        return chunk
+
+    def _salvage(self, offset: int, view: memoryview) -> None:
+        try:
+            self.source.pread_into(offset, view)
+        except (ImageIoError, CorruptImage):
+            self.lost.append((offset, len(view)))
+            view[:] = bytes(len(view))
+
+    def _chunk(self, length: int) -> _Chunk:
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = bytearray()
+        if len(buffer) < length:
+            buffer = bytearray(max(length, _CHUNK))
+        return _Chunk(buffer, memoryview(buffer)[:length])
+
+    def _write(self, offset: int, unit: int, chunk: _Chunk) -> None:
+        view = chunk.view
+        if not self.zero_unit:
+            self.target.pwrite(offset, view)
+        else:
+            at = 0
+            for start, end in data_runs(view, unit):
+                self._zero(offset + at, offset + start)
+                self.target.pwrite(offset + start, view[start:end])
+                at = end
+            self._zero(offset + at, offset + len(view))
+        self._buffers.append(chunk.buffer)
+
+    def _packed(self, compress: Compress, offset: int, end: int, unit: int) -> _Packed:
+        chunk = self._read(offset, end)
+        units: list[tuple[int, bytes | None, memoryview]] = []
+        for at in range(0, len(chunk.view), unit):
+            plain = chunk.view[at : at + unit]
+            if self.zero_unit and is_zero(plain):
+                units.append((offset + at, None, plain))
+            else:
+                whole = plain if len(plain) == unit else bytes(plain).ljust(unit, b"\0")
+                units.append((offset + at, compress(whole), plain))
+        return _Packed(chunk, units)
+
+    def _write_packed(self, target: CompressedWriter, done: _Packed) -> None:
+        for offset, packed, plain in done.units:
+            if packed is None:
+                self._zero(offset, offset + len(plain))
+            else:
+                target.write_compressed(offset, packed, plain)
+        self._buffers.append(done.chunk.buffer)
+
+
+class _Chunk(NamedTuple):
+    """A piece of the disk in memory."""
+
+    buffer: bytearray
+    view: memoryview
+
+
+class _Packed(NamedTuple):
+    """A piece of the disk, cut into units: (offset, compressed or None for zeros, plain)."""
+
+    chunk: _Chunk
+    units: list[tuple[int, bytes | None, memoryview]]
+
+
+def _finished(pool: ThreadPoolExecutor, jobs: Iterator[_Job], window: int) -> Iterator[int]:
+    """Do the jobs in order, heavy ones up to ``window`` ahead; yield how far all is done."""
+    waiting: deque[tuple[_Job, Future[Any] | None]] = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(job.prepare) if job.heavy else None))
+        while waiting and (len(waiting) > window or waiting[0][1] is None):
+            yield _finish(*waiting.popleft())
+    while waiting:
+        yield _finish(*waiting.popleft())
+
+
+def _finish(job: _Job, prepared: Future[Any] | None) -> int:
+    job.finish(job.prepare() if prepared is None else prepared.result())
+    return job.end
+
+
+def _nothing(_: object) -> None:
+    """All was done in ``prepare``."""
+
+
+def _joins(last: Span, span: Span) -> bool:
+    return (
+        last.end == span.offset
+        and last.is_data == span.is_data
+        and last.verbatim is None
+        and span.verbatim is None
+        and last.end - last.offset < _LONGEST_SPAN
+    )
+
+
+def _cut(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) pieces that end on multiples of ``step``."""
+    while start < end:
+        stop = min(end, (start // step + 1) * step)
+        yield start, stop
+        start = stop

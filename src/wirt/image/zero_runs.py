@@ -1,0 +1,42 @@
+"""Where the zeros are in a buffer, at the speed of the C library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+
+def data_runs(data: memoryview, unit: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the runs of ``data`` that are not zeros, in whole units.
+
+    ``unit`` is a power of two; a last part shorter than it counts as a unit. Only units
+    whose first byte is zero are looked at in full: one slice finds them all.
+    """
+    start = 0
+    for at in _zero_units(data, unit):
+        if at > start:
+            yield start, at
+        start = at + unit
+    if start < len(data):
+        yield start, len(data)
+
+
+def _zero_units(data: memoryview, unit: int) -> Iterator[int]:
+    first_bytes = bytes(data[::unit])
+    index = first_bytes.find(0)
+    while index >= 0:
+        at = index * unit
+        if is_zero(data[at : at + unit]):
+            yield at
+        index = first_bytes.find(0, index + 1)
+
+
+def is_zero(data: memoryview) -> bool:
+    """Return whether every byte is zero."""
+    # Comparing bytes is one memcmp; a memoryview would be compared item by item.
+    return bytes(data) == _zeros(len(data))
+
+
+@cache
+def _zeros(length: int) -> bytes:
+    return bytes(length)
