@@ -10,6 +10,7 @@
     ├── Checkable        check, repair
     ├── HasSnapshots     internal snapshots
     ├── HasBitmaps       persistent dirty bitmaps
+    ├── Overlay          set_backing, make_empty
     └── CompressedWriter write_compressed
 
 Position, never cursor: every read and write names its offset, so that threads can share
@@ -277,6 +278,18 @@ class Resizable(Image):
         """Set the virtual size; shrinking drops what lies beyond."""
 
 
+class Overlay(WritableImage):
+    """An image whose link to its backing image can be changed, in place and at once."""
+
+    @abstractmethod
+    def set_backing(self, name: str | None, backing_format: str | None) -> None:
+        """Store another backing image (None: none); the guest's bytes may change by it."""
+
+    @abstractmethod
+    def make_empty(self) -> None:
+        """Drop all clusters, so that the backing image shows everywhere."""
+
+
 @dataclass(slots=True)
 class CheckResult:
     """What a check found; counts are clusters (or the format's unit)."""
@@ -334,6 +347,11 @@ class BitmapInfo:
 
 
 class HasBitmaps(Image):
+    @property
+    @abstractmethod
+    def can_have_bitmaps(self) -> bool:
+        """False where this version of the format has no place for them."""
+
     @abstractmethod
     def bitmaps(self) -> Sequence[BitmapInfo]: ...
 

@@ -11,9 +11,8 @@ from wirt.image.base import Extent, ExtentKind, Image
 def chain_extents(image: Image, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
     """Yield the runs of the guest disk in order and without gaps; ``depth`` says whose.
 
-    A HOLE is allocated nowhere in the chain (its depth is that of the last image); what
-    lies behind the end of a shorter backing image is ZERO at the depth of that image.
-    Without ``length`` the range ends with the disk. Raises ImageError.
+    A HOLE is allocated nowhere in the chain and reads as zeros; its depth is that of the
+    last image that is long enough to have it. Without ``length`` the range ends with the disk. Raises ImageError.
     """
     if length is None:
         length = image.virtual_size - offset
@@ -34,7 +33,7 @@ def _behind(backing: Image, hole: Extent, depth: int) -> Iterator[Extent]:
     inside = max(0, min(hole.length, backing.virtual_size - hole.offset))
     yield from _descend(backing, hole.offset, inside, depth)
     if inside < hole.length:
-        yield Extent(hole.offset + inside, hole.length - inside, ExtentKind.ZERO, depth)
+        yield Extent(hole.offset + inside, hole.length - inside, ExtentKind.HOLE, depth - 1)
 
 
 def joined(extents: Iterable[Extent]) -> Iterator[Extent]:
@@ -59,3 +58,11 @@ def _continues(last: Extent, extent: Extent) -> bool:
     if last.storage_offset is None or extent.storage_offset is None:
         return last.storage_offset == extent.storage_offset
     return last.storage_offset + last.length == extent.storage_offset
+
+
+def part_of(extent: Extent, start: int, end: int) -> Extent:
+    """Return the part of ``extent`` between two guest offsets inside it."""
+    place = extent.storage_offset
+    if place is not None:
+        place += start - extent.offset
+    return replace(extent, offset=start, length=end - start, storage_offset=place)

@@ -253,17 +253,26 @@ class LuksOptions:
         )
 
 
+def payload_sector(key_bytes: int) -> int:
+    """Return where the payload of a new container begins, in sectors."""
+    return _ALIGN + SLOTS * _slot_sectors(key_bytes)
+
+
+def _slot_sectors(key_bytes: int) -> int:
+    sectors = -(-key_bytes * _STRIPES // SECTOR)
+    return sectors + -sectors % _ALIGN
+
+
 def format_luks(secret: bytes, options: LuksOptions) -> tuple[bytes, SectorCipher]:
     """Return the header with its key material (what precedes the payload) and the cipher."""
     key = os.urandom(options.key_bytes)
     cipher = make_cipher("aes", options.mode, key)
-    slot_sectors = -(-options.key_bytes * _STRIPES // SECTOR)
-    slot_sectors += -slot_sectors % _ALIGN
+    slot_sectors = _slot_sectors(options.key_bytes)
     header = LuksHeader(
         cipher="aes",
         mode=options.mode,
         hash=options.hash,
-        payload_offset=_ALIGN + SLOTS * slot_sectors,
+        payload_offset=payload_sector(options.key_bytes),
         key_bytes=options.key_bytes,
         digest_salt=os.urandom(32),
         uuid=str(uuid.uuid4()),

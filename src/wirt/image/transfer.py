@@ -9,12 +9,10 @@ written. Everything is written in guest order by the calling thread.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wirt.errors import CorruptImage, ImageIoError, UnsupportedImage
 from wirt.image.base import (
@@ -28,6 +26,7 @@ from wirt.image.base import (
 from wirt.image.compressors import Compress
 from wirt.image.extents import chain_extents, joined
 from wirt.image.kernel_copy import copy_range, shares_blocks
+from wirt.image.pipeline import Job, cut, finished, nothing_more
 from wirt.image.progress import Progress, silent
 from wirt.image.zero_runs import data_runs, is_zero
 
@@ -48,15 +47,6 @@ class Span(NamedTuple):
     """Some of it is compressed, so reading it is work for a thread."""
     verbatim: Extent | None = None
     """Where the kernel finds the bytes, if it is to copy them."""
-
-
-class _Job(NamedTuple):
-    """A piece of the transfer: ``prepare`` may run in a thread, ``finish`` writes."""
-
-    end: int
-    prepare: Callable[[], Any]
-    finish: Callable[[Any], None]
-    heavy: bool = False
 
 
 @dataclass(slots=True)
@@ -91,17 +81,13 @@ class Transfer:
         """Copy from guest offset ``start`` on. Raises ImageError; the target is then incomplete."""
         total = min(self.source.virtual_size, self.target.virtual_size)
         began = time.monotonic()
-        pool = ThreadPoolExecutor(max(1, self.workers), "image")
-        try:
-            for done in _finished(pool, self._jobs(start, total), 2 * self.workers):
-                self.progress(done, total)
-                if self.checkpoint is not None:
-                    self.checkpoint(done)
-                if self.rate_limit:
-                    due = began + (done - start) / self.rate_limit
-                    time.sleep(max(0.0, due - time.monotonic()))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for done in finished(self._jobs(start, total), self.workers):
+            self.progress(done, total)
+            if self.checkpoint is not None:
+                self.checkpoint(done)
+            if self.rate_limit:
+                due = began + (done - start) / self.rate_limit
+                time.sleep(max(0.0, due - time.monotonic()))
 
     # Spans
 
@@ -126,27 +112,36 @@ class Transfer:
             yield waiting
 
     def _pieces(self, start: int, total: int, unit: int) -> Iterator[Span]:
+        """Cut each extent into its whole units and its edges, which are copied as data."""
         at = start
         for extent in self._extents(start, total):
             if extent.end <= at:
                 continue
-            inner = extent.end if extent.end == total else extent.end // unit * unit
-            if extent.kind is not ExtentKind.DATA:
-                shows = self.top_only and extent.kind is ExtentKind.HOLE
-                if inner > at and not shows:
-                    yield Span(at, inner, is_data=not self.zero_unit)
-                at = max(at, inner)
+            last = extent.end if extent.end == total else extent.end // unit * unit
+            if self._needs_nothing(extent):
+                at = max(at, last)
                 continue
             first = max(at, -(-extent.offset // unit) * unit)
-            if inner > first and self._offloads(extent):
+            at = max(at, extent.offset // unit * unit)
+            verbatim = self._offloads(extent)
+            if last > first and (verbatim or extent.kind is not ExtentKind.DATA):
                 if first > at:
-                    yield Span(at, first, is_data=True)
-                yield Span(first, inner, is_data=True, verbatim=extent)
-                at = inner
+                    yield Span(at, first, is_data=True, packed=extent.compressed)
+                data = verbatim or not self.zero_unit
+                yield Span(first, last, is_data=data, verbatim=extent if verbatim else None)
+                at = last
             outer = min(-(-extent.end // unit) * unit, total)
             if outer > at:
                 yield Span(at, outer, is_data=True, packed=extent.compressed)
                 at = outer
+
+    def _needs_nothing(self, extent: Extent) -> bool:
+        """Return whether the target already shows these bytes where nothing is written."""
+        if extent.kind is ExtentKind.DATA:
+            return False
+        if self.top_only and extent.kind is ExtentKind.HOLE:
+            return True
+        return bool(self.zero_unit) and not self.writes_zeros
 
     def _extents(self, start: int, total: int) -> Iterator[Extent]:
         if self.top_only:
@@ -157,7 +152,11 @@ class Transfer:
         target = self.target
         if self.offload is False or self.compress is not None:
             return False
-        if extent.storage is None or extent.storage.fileno() is None:
+        if (
+            extent.kind is not ExtentKind.DATA
+            or extent.storage is None
+            or extent.storage.fileno() is None
+        ):
             return False
         if not isinstance(target, DirectAllocator) or not target.can_allocate:
             return False
@@ -169,29 +168,29 @@ class Transfer:
 
     # Jobs
 
-    def _jobs(self, start: int, total: int) -> Iterator[_Job]:
+    def _jobs(self, start: int, total: int) -> Iterator[Job]:
         unit = self._unit
         for span in self._spans(start, total):
             if not span.is_data:
-                yield _Job(span.end, partial(self._zero, span.offset, span.end), _nothing)
+                yield Job(span.end, partial(self._zero, span.offset, span.end), nothing_more)
             elif span.verbatim is not None:
                 yield from self._kernel_jobs(span, span.verbatim)
             else:
                 yield from self._data_jobs(span, unit)
 
-    def _kernel_jobs(self, span: Span, extent: Extent) -> Iterator[_Job]:
-        for offset, end in _cut(span.offset, span.end, _KERNEL_CHUNK):
-            yield _Job(end, partial(self._kernel_copy, extent, offset, end), _nothing)
+    def _kernel_jobs(self, span: Span, extent: Extent) -> Iterator[Job]:
+        for offset, end in cut(span.offset, span.end, _KERNEL_CHUNK):
+            yield Job(end, partial(self._kernel_copy, extent, offset, end), nothing_more)
 
-    def _data_jobs(self, span: Span, unit: int) -> Iterator[_Job]:
-        for offset, end in _cut(span.offset, span.end, max(_CHUNK // unit, 1) * unit):
+    def _data_jobs(self, span: Span, unit: int) -> Iterator[Job]:
+        for offset, end in cut(span.offset, span.end, max(_CHUNK // unit, 1) * unit):
             if self.compress is not None and isinstance(self.target, CompressedWriter):
                 pack = partial(self._packed, self.compress, offset, end, unit)
-                yield _Job(end, pack, partial(self._write_packed, self.target), heavy=True)
+                yield Job(end, pack, partial(self._write_packed, self.target), heavy=True)
             else:
                 read = partial(self._read, offset, end)
                 write = partial(self._write, offset, unit)
-                yield _Job(end, read, write, heavy=span.packed)
+                yield Job(end, read, write, heavy=span.packed)
 
     def _zero(self, offset: int, end: int) -> None:
         if self.writes_zeros:
@@ -212,7 +211,7 @@ class Transfer:
         except (ImageIoError, CorruptImage):
             if not self.salvage:
                 raise
-            for at, stop in _cut(offset, end, _SALVAGED):
+            for at, stop in cut(offset, end, _SALVAGED):
                 self._salvage(at, chunk.view[at - offset : stop - offset])
         return chunk
 
@@ -280,26 +279,6 @@ class _Packed(NamedTuple):
     units: list[tuple[int, bytes | None, memoryview]]
 
 
-def _finished(pool: ThreadPoolExecutor, jobs: Iterator[_Job], window: int) -> Iterator[int]:
-    """Do the jobs in order, heavy ones up to ``window`` ahead; yield how far all is done."""
-    waiting: deque[tuple[_Job, Future[Any] | None]] = deque()
-    for job in jobs:
-        waiting.append((job, pool.submit(job.prepare) if job.heavy else None))
-        while waiting and (len(waiting) > window or waiting[0][1] is None):
-            yield _finish(*waiting.popleft())
-    while waiting:
-        yield _finish(*waiting.popleft())
-
-
-def _finish(job: _Job, prepared: Future[Any] | None) -> int:
-    job.finish(job.prepare() if prepared is None else prepared.result())
-    return job.end
-
-
-def _nothing(_: object) -> None:
-    """All was done in ``prepare``."""
-
-
 def _joins(last: Span, span: Span) -> bool:
     return (
         last.end == span.offset
@@ -308,11 +287,3 @@ def _joins(last: Span, span: Span) -> bool:
         and span.verbatim is None
         and last.end - last.offset < _LONGEST_SPAN
     )
-
-
-def _cut(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) pieces that end on multiples of ``step``."""
-    while start < end:
-        stop = min(end, (start // step + 1) * step)
-        yield start, stop
-        start = stop

@@ -16,6 +16,7 @@ from wirt.image.base import (
     HasBitmaps,
     HasSnapshots,
     OpenOptions,
+    Overlay,
     Resizable,
     SnapshotInfo,
     Storage,
@@ -39,7 +40,14 @@ from wirt.image.formats.qcow2.zeroes import write_zeroes
 
 
 class Qcow2Image(
-    Qcow2View, DirectAllocator, CompressedWriter, Checkable, HasSnapshots, Resizable, HasBitmaps
+    Qcow2View,
+    DirectAllocator,
+    CompressedWriter,
+    Overlay,
+    Checkable,
+    HasSnapshots,
+    Resizable,
+    HasBitmaps,
 ):
     """The active disk. ``backing`` and ``attach_data_file`` are for whoever opens the chain."""
 
@@ -241,14 +249,12 @@ class Qcow2Image(
             amend(writer, options)
 
     def set_backing(self, name: str | None, backing_format: str | None) -> None:
-        """Change the backing link in the header, as ``rebase -u``; None removes it."""
         from wirt.image.formats.qcow2.amend import set_backing
 
         with self.writing():
             set_backing(self.volume, name, backing_format)
 
     def make_empty(self) -> None:
-        """Drop all clusters, so that the backing image shows everywhere (after a commit)."""
         from wirt.image.formats.qcow2.amend import make_empty
 
         with self.writing():
@@ -303,6 +309,10 @@ class Qcow2Image(
         return view
 
     # Bitmaps
+
+    @property
+    def can_have_bitmaps(self) -> bool:
+        return self.header.version >= 3
 
     def bitmaps(self) -> Sequence[BitmapInfo]:
         self._save_bitmaps()

@@ -1,0 +1,141 @@
+"""Committing: what an overlay holds moves into an image of its backing chain.
+
+The overlay shows the same bytes all the while: it hides what is written below it. It is
+emptied only when everything below is durable. Killed anywhere, its guest loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from wirt.errors import ImageError, UnsupportedImage, UsageError
+from wirt.image.base import (
+    AllowLocalFiles,
+    Budget,
+    Extent,
+    ExtentKind,
+    Image,
+    ImageInfo,
+    OpenGate,
+    Overlay,
+    Resizable,
+    WritableImage,
+)
+from wirt.image.expansion import refuse_expansion
+from wirt.image.layers import backing_path, open_backing, open_overlay
+from wirt.image.progress import Progress, silent
+from wirt.image.transfer import Transfer
+
+
+def commit(
+    path: str,
+    *,
+    base: str = "",
+    format: str | None = None,  # noqa: A002 - the word of qemu-img and of the field
+    keep: bool = False,
+    rate_limit: int = 0,
+    gate: OpenGate | None = None,
+    secret: bytes | None = None,
+    progress: Progress = silent,
+) -> str:
+    """Write what ``path`` holds into its backing image and empty it; return the latter's path.
+
+    ``base`` names an image further down the chain, as the chain names it or by its path;
+    images between are then passed over and become useless, so ``path`` is not emptied.
+    ``keep`` leaves ``path`` as it is. A smaller backing image grows. Raises ImageError, UsageError.
+    """
+    gate = gate or AllowLocalFiles()
+    with ExitStack() as stack:
+        image = open_overlay(stack, path, format=format, gate=gate, secret=secret)
+        target, target_path = _open_chain(image, path, base, gate)
+        if target.virtual_size < image.virtual_size:
+            _grow(target, image.virtual_size, target_path)
+        refuse_expansion(image, Budget())
+        Transfer(
+            _Above(image, target),
+            target,
+            writes_zeros=True,
+            top_only=True,
+            rate_limit=rate_limit,
+            progress=progress,
+        ).run()
+        target.flush()
+        if not keep and image.backing is target:
+            image.make_empty()
+            image.flush()
+        return target_path
+
+
+def _open_chain(image: Overlay, path: str, base: str, gate: OpenGate) -> tuple[WritableImage, str]:
+    """Open the chain below ``image`` down to the one to write, and that for writing."""
+    layer: Image = image
+    while True:
+        below = backing_path(layer, path)
+        if not below:
+            raise UsageError(
+                f"{base} is not in the backing chain" if base else f"{path} has no backing image"
+            )
+        is_base = not base or base == layer.info().backing_name or _same_file(base, below)
+        layer.backing = open_backing(layer, path, gate=gate, writable=is_base, with_backing=is_base)
+        layer, path = layer.backing, below
+        if is_base:
+            break
+    if not isinstance(layer, WritableImage):
+        raise UnsupportedImage(f"{layer.format_name} images cannot be written", path=path)
+    return layer, path
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _grow(target: Image, size: int, path: str) -> None:
+    if not isinstance(target, Resizable):
+        raise UnsupportedImage(
+            f"the backing image is smaller, and {target.format_name} images cannot grow",
+            path=path,
+        )
+    try:
+        target.resize(size)
+    except ImageError as error:
+        error.path = error.path or path
+        raise
+
+
+class _Above(Image):
+    """The disk of ``image``; only what it and the images above ``base`` hold counts."""
+
+    format_name = "above"
+
+    def __init__(self, image: Image, base: Image) -> None:
+        self._image = image
+        self._base = base
+        self.storage = image.storage
+        self.virtual_size = image.virtual_size
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self._image.pread(offset, length)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return _held(self._image, self._base, offset, length)
+
+    def info(self) -> ImageInfo:
+        return self._image.info()
+
+
+def _held(image: Image, base: Image, offset: int, length: int) -> Iterator[Extent]:
+    inside = max(0, min(length, image.virtual_size - offset))
+    for extent in image.extents(offset, inside) if inside else ():
+        below = image.backing
+        if extent.kind is ExtentKind.HOLE and below is not None and below is not base:
+            yield from _held(below, base, extent.offset, extent.length)
+        else:
+            yield extent
+    if inside < length:
+        # A shorter image in between hides what is below it with zeros.
+        yield Extent(offset + inside, length - inside, ExtentKind.ZERO)

@@ -1,0 +1,120 @@
+"""How large a file a new image would need, before it is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wirt.errors import UnsupportedImage
+from wirt.image.base import ExtentKind, HasBitmaps, Image
+from wirt.image.extents import chain_extents
+from wirt.image.formats.qcow2.create import CreateOptions, new_header
+
+_SECTOR = 512
+_DIRECTORY_ENTRY = 24  # bytes before the name
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Sizes in bytes."""
+
+    required: int
+    """For the data that there is."""
+    fully_allocated: int
+    """When the guest has written its whole disk."""
+    bitmaps: int | None = None
+    """For copies of the source's bitmaps; None where they cannot be copied."""
+
+
+def measure(
+    format: str,  # noqa: A002 - the word of qemu-img and of the field
+    *,
+    size: int = 0,
+    source: Image | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Measure:
+    """Return what an image of ``size`` guest bytes, or with the data of ``source``, needs.
+
+    Raises UnsupportedImage for formats other than raw and qcow2, UsageError for options.
+    """
+    if source is not None:
+        size = source.virtual_size
+    if format == "raw":
+        size = -(-size // _SECTOR) * _SECTOR
+        return Measure(size, size)
+    if format != "qcow2":
+        raise UnsupportedImage(f"the size of {format} images cannot be told in advance")
+    return _qcow2(size, source, options or {})
+
+
+def _qcow2(size: int, source: Image | None, given: Mapping[str, str]) -> Measure:
+    options = CreateOptions.parse(given)
+    new_header(size, options)  # refuses what is too large
+    cluster = 1 << options.cluster_bits
+    size = -(-size // cluster) * cluster
+    data = 0
+    if source is not None:
+        data = size if options.backing_file else _data(source, cluster)
+    if options.preallocation in {"falloc", "full"}:
+        data = size
+    whole = size + _metadata(size, options)
+    if options.encrypted:
+        from wirt.image.luks import LuksOptions, payload_sector
+
+        region = payload_sector(LuksOptions.parse(given).key_bytes) * _SECTOR
+        whole += -(-region // cluster) * cluster
+    bitmaps = None
+    if isinstance(source, HasBitmaps) and source.can_have_bitmaps and options.version >= 3:
+        bitmaps = _bitmaps(source, cluster)
+    return Measure(whole - size + data, whole, bitmaps)
+
+
+def _data(source: Image, cluster: int) -> int:
+    """Return the bytes of the clusters that hold data."""
+    total = covered = 0
+    for extent in chain_extents(source):
+        if extent.kind is not ExtentKind.DATA:
+            continue
+        start = max(covered, extent.offset // cluster * cluster)
+        end = -(-extent.end // cluster) * cluster
+        total += max(0, end - start)
+        covered = max(covered, end)
+    return total
+
+
+def _metadata(size: int, options: CreateOptions) -> int:
+    """Return the bytes of header, L1, all L2 tables and all refcounts of a full image."""
+    cluster = 1 << options.cluster_bits
+    entry = 16 if options.extended_l2 else 8
+    tables = -(-(size // cluster) * entry // cluster)
+    level1 = -(-tables * 8 // cluster)
+    clusters = 1 + tables + level1
+    counted = clusters + size // cluster
+    return (clusters + _refcount_clusters(counted, options)) * cluster
+
+
+def _refcount_clusters(others: int, options: CreateOptions) -> int:
+    """Return how many clusters count ``others`` clusters, and themselves."""
+    cluster = 1 << options.cluster_bits
+    per_block = cluster * 8 >> options.refcount_order
+    own = 0
+    while True:
+        blocks = -(-(others + own) // per_block)
+        table = -(-blocks * 8 // cluster)
+        if blocks + table == own:
+            return own
+        own = blocks + table
+
+
+def _bitmaps(source: HasBitmaps, cluster: int) -> int:
+    """Return what copies of the sound bitmaps need, all of their bits stored."""
+    total = directory = 0
+    for bitmap in source.bitmaps():
+        if bitmap.in_use:
+            continue
+        clusters = -(-source.virtual_size // (bitmap.granularity * 8 * cluster))
+        table = -(-clusters * 8 // cluster)
+        total += (clusters + table) * cluster
+        directory += -(-(_DIRECTORY_ENTRY + len(os.fsencode(bitmap.name))) // 8) * 8
+    return total + -(-directory // cluster) * cluster
