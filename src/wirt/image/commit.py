@@ -52,20 +52,30 @@ def commit(
         target, target_path = _open_chain(image, path, base, gate)
         if target.virtual_size < image.virtual_size:
             _grow(target, image.virtual_size, target_path)
-        refuse_expansion(image, Budget())
-        Transfer(
-            _Above(image, target),
-            target,
-            writes_zeros=True,
-            top_only=True,
-            rate_limit=rate_limit,
-            progress=progress,
-        ).run()
-        target.flush()
+        write_down(image, target, rate_limit=rate_limit, progress=progress)
         if not keep and image.backing is target:
             image.make_empty()
             image.flush()
         return target_path
+
+
+def write_down(
+    image: Image, target: WritableImage, *, rate_limit: int = 0, progress: Progress = silent
+) -> None:
+    """Write into ``target``, an image of its chain, what ``image`` and those between hold.
+
+    Returns when that is durable: then ``image`` may be emptied.
+    """
+    refuse_expansion(image, Budget())
+    Transfer(
+        _Above(image, target),
+        target,
+        writes_zeros=True,
+        top_only=True,
+        rate_limit=rate_limit,
+        progress=progress,
+    ).run()
+    target.flush()
 
 
 def _open_chain(image: Overlay, path: str, base: str, gate: OpenGate) -> tuple[WritableImage, str]:

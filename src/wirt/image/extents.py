@@ -12,7 +12,8 @@ def chain_extents(image: Image, offset: int = 0, length: int | None = None) -> I
     """Yield the runs of the guest disk in order and without gaps; ``depth`` says whose.
 
     A HOLE is allocated nowhere in the chain and reads as zeros; its depth is that of the
-    last image that is long enough to have it. Without ``length`` the range ends with the disk. Raises ImageError.
+    last image that is long enough to have it. Without ``length`` the range ends with the
+    disk. Raises ImageError.
     """
     if length is None:
         length = image.virtual_size - offset

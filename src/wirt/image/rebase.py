@@ -67,7 +67,7 @@ def rebase(
                 stack.enter_context(new)
             if backing_path(image, path):
                 image.backing = open_backing(image, path, gate=gate)
-            _keep_what_differs(image, new, progress)
+            keep_what_differs(image, new, progress=progress)
         image.set_backing(backing or None, backing_format or None)
         image.flush()
 
@@ -84,7 +84,11 @@ def flatten(
     rebase(path, "", format=format, gate=gate, secret=secret, progress=progress)
 
 
-def _keep_what_differs(image: Overlay, new: Image | None, progress: Progress) -> None:
+def keep_what_differs(image: Overlay, new: Image | None, *, progress: Progress = silent) -> None:
+    """Write into ``image`` what ``new``, or zeros without it, would show differently below it.
+
+    Returns when that is durable: then the link may be changed.
+    """
     for disk in (image, new):
         if disk is not None:
             refuse_expansion(disk, Budget())
