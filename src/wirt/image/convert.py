@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from wirt.errors import ImageError, UnsupportedImage, UsageError
 from wirt.image.base import (
     AllowLocalFiles,
     Budget,
+    Checkable,
     CompressedWriter,
     DirectAllocator,
     HasBitmaps,
@@ -26,6 +27,9 @@ from wirt.image.open import open_image
 from wirt.image.progress import Progress, silent
 from wirt.image.registry import find_format
 from wirt.image.replacement import is_replaceable, replacing
+from wirt.image.resume import Resumption
+from wirt.image.storage.file import image_error
+from wirt.image.stream import convert_to_stream, is_stream
 from wirt.image.transfer import Transfer
 
 
@@ -57,6 +61,8 @@ class ConvertSettings:
     skip_broken_bitmaps: bool = False
     salvage: bool = False
     """Store zeros for what cannot be read, instead of failing."""
+    resume: bool = False
+    """Keep what is done when interrupted, and go on from there the next time."""
     rate_limit: int = 0
     """Bytes per second at most; 0 is no limit."""
     budget: Budget = field(default_factory=Budget)
@@ -86,21 +92,85 @@ def convert(
     """Copy ``sources``, one behind the other, into an image at ``target``.
 
     A new image appears under its name when it is complete and durable; until then a file
-    of that name stays as it was. Raises ImageError, UsageError.
+    of that name stays as it was. A pipe is written front to back (raw and qcow2 only).
+    Raises ImageError, UsageError.
     """
     settings = settings or ConvertSettings()
     source = sources[0] if len(sources) == 1 else Concatenated(sources)
     refuse_expansion(source, settings.budget)
     _refuse_impossible(source, format, settings)
+    if is_stream(target):
+        return _into_stream(source, target, format, settings, progress)
+    if settings.resume:
+        return _resumable(source, target, format, settings, progress)
     with _target(target, format, source.virtual_size, settings) as image:
         transfer = _transfer(source, image, settings, progress)
         # Ordering for power cuts is of no use in a file that nobody knows yet.
         unordered = isinstance(image, DirectAllocator) and not settings.into_existing
         with image.bulk_write() if unordered else nullcontext():  # type: ignore[attr-defined]
             transfer.run()
-        skipped = _copy_bitmaps(source, image, settings) if settings.bitmaps else ()
-        image.flush()
+        return _completed(source, image, transfer, settings)
+
+
+def _completed(
+    source: Image, image: WritableImage, transfer: Transfer, settings: ConvertSettings
+) -> Converted:
+    skipped = _copy_bitmaps(source, image, settings) if settings.bitmaps else ()
+    image.flush()
     return Converted(transfer.lost, skipped)
+
+
+def _into_stream(
+    source: Image, target: str, name: str, settings: ConvertSettings, progress: Progress
+) -> Converted:
+    if settings.compressed or settings.backing or settings.bitmaps or settings.into_existing:
+        raise UsageError(
+            "a pipe takes plain images: uncompressed, without backing image and bitmaps",
+            hint="write to a file",
+        )
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise image_error(error, target) from error
+    try:
+        convert_to_stream([source], fd, name, options=settings.options, progress=progress)
+    finally:
+        os.close(fd)
+    return Converted()
+
+
+def _resumable(
+    source: Image, target: str, name: str, settings: ConvertSettings, progress: Progress
+) -> Converted:
+    companions = find_format(name).companions(target, source.virtual_size, settings.options)
+    if companions or settings.into_existing or not is_replaceable(target):
+        raise UsageError("only a new image in one file can be resumed")
+    with replacing(target, keep_partial=True) as partial:
+        record = Resumption(partial, source, name, _choices(settings))
+        start = record.load()
+        if not start:
+            _create(partial, name, source.virtual_size, settings)
+        with _opened(partial, name, source.virtual_size, settings) as image:
+            if start and isinstance(image, Checkable):
+                # What was written after the last record may be unused clusters now.
+                image.check(repair="all")
+            transfer = _transfer(source, image, settings, progress)
+            transfer.checkpoint = record.checkpoint(image.flush)
+            try:
+                transfer.run(start)
+            except BaseException:
+                with suppress(ImageError):
+                    record.save_last(image.flush)
+                raise
+            done = _completed(source, image, transfer, settings)
+        record.forget()
+    return done
+
+
+def _choices(settings: ConvertSettings) -> dict[str, str]:
+    """Return all that decides about the bytes of the target."""
+    chosen = (settings.backing, settings.compressed, settings.level, settings.zero_unit)
+    return {**settings.options, "": repr(chosen)}
 
 
 def _refuse_impossible(source: Image, name: str, settings: ConvertSettings) -> None:
@@ -121,16 +191,19 @@ def _target(path: str, name: str, size: int, settings: ConvertSettings) -> Itera
     with ExitStack() as stack:
         if not settings.into_existing:
             path = stack.enter_context(_made(path, name, size, settings))
-        image = stack.enter_context(
-            open_image(
-                path,
-                format=name,
-                writable=True,
-                gate=settings.gate,
-                secret=settings.secret,
-                budget=Budget(metadata_bytes=1 << 40),
-            )
-        )
+        yield stack.enter_context(_opened(path, name, size, settings))
+
+
+@contextmanager
+def _opened(path: str, name: str, size: int, settings: ConvertSettings) -> Iterator[WritableImage]:
+    with open_image(
+        path,
+        format=name,
+        writable=True,
+        gate=settings.gate,
+        secret=settings.secret,
+        budget=Budget(metadata_bytes=1 << 40),
+    ) as image:
         if not isinstance(image, WritableImage):
             raise UnsupportedImage(f"this {name} image cannot be written", path=path)
         if image.virtual_size < size:

@@ -458,3 +458,154 @@ def test_the_kernel_is_asked_where_files_can_share_blocks(tmp_path, monkeypatch)
     converted(source, tmp_path / "target", "qcow2")
     assert sum(copied) == MIB
     assert_identical(tmp_path / "target", "qcow2", source.read_bytes())
+
+
+def through_a_pipe(source, name, **settings):
+    """Convert into a pipe; return what came out."""
+    code = (
+        "import sys\n"
+        "from wirt.image.base import AllowLocalFiles\n"
+        "from wirt.image.convert import ConvertSettings, convert\n"
+        "from wirt.image.open import open_image\n"
+        "with open_image(sys.argv[1], gate=AllowLocalFiles()) as image:\n"
+        f"    convert([image], '/dev/stdout', {name!r}, ConvertSettings(**{settings!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source)], capture_output=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cluster_size": "512"},
+        {"compat": "0.10"},
+        {"refcount_bits": "1"},
+        {"cluster_size": "2M"},
+    ],
+    ids=str,
+)
+def test_a_pipe_takes_qcow2_without_seeking(disk, options, tmp_path):
+    path, model = disk
+    target = tmp_path / "target"
+    target.write_bytes(through_a_pipe(path, "qcow2", options=options))
+    assert_identical(target, "qcow2", model)
+
+
+@pytest.mark.parametrize("size", [0, 512, 70_144, 3 << 20])
+def test_a_pipe_takes_disks_of_all_sizes(size, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(patterned(size, size, 4096))
+    assert through_a_pipe(source, "raw") == source.read_bytes()
+    target.write_bytes(through_a_pipe(source, "qcow2"))
+    assert_identical(target, "qcow2", source.read_bytes())
+
+
+def test_what_a_pipe_cannot_hold_is_refused(disk, tmp_path):
+    path, _ = disk
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for name, settings in (
+            ("qcow2", {"compressed": True}),
+            ("qcow2", {"options": {"extended_l2": "on"}}),
+            ("qcow2", {"options": {"preallocation": "full"}}),
+            ("raw", {"backing": "x"}),
+        ):
+            with pytest.raises(UsageError):
+                converted(path, pipe, name, **settings)
+        with pytest.raises(UnsupportedImage, match="stream"):
+            converted(path, pipe, "vdi")
+    finally:
+        os.close(reader)
+
+
+def test_a_reader_that_goes_away_is_named(disk, tmp_path):
+    path, _ = disk
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        with opened(path) as image, pytest.raises(ImageIoError, match="gone away"):
+            convert([image], f"/dev/fd/{write_end}", "raw")
+    finally:
+        os.close(write_end)
+
+
+class Stop(Exception):
+    """The conversion is interrupted."""
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_interrupted_conversion_goes_on_where_it_was(compressed, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    model = bytes(patterned(2, 16 * MIB, 64 * KIB))
+    source.write_bytes(model)
+    settings = ConvertSettings(resume=True, compressed=compressed)
+    begun = []
+
+    def until(limit):
+        def progress(done, total):
+            begun.append(done)
+            if done >= limit:
+                raise Stop
+
+        return progress
+
+    for limit in (5 * MIB, 11 * MIB):
+        begun.clear()
+        with opened(source) as image, pytest.raises(Stop):
+            convert([image], str(target), "qcow2", settings, progress=until(limit))
+        assert not target.exists()
+    assert begun[0] > 4 * MIB
+    with opened(source) as image:
+        convert([image], str(target), "qcow2", settings, progress=until(17 * MIB))
+    assert_identical(target, "qcow2", model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_another_source_begins_anew(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(patterned(2, 8 * MIB, 64 * KIB))
+    settings = ConvertSettings(resume=True)
+
+    def stop(done, total):
+        raise Stop
+
+    with opened(source) as image, pytest.raises(Stop):
+        convert([image], str(target), "raw", settings, progress=stop)
+    model = bytes(patterned(3, 8 * MIB, 64 * KIB))
+    source.write_bytes(model)
+    with opened(source) as image:
+        convert([image], str(target), "raw", settings)
+    assert target.read_bytes() == model
+
+
+def test_killed_and_resumed_again_and_again_it_is_right_in_the_end(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    model = bytes(patterned(4, 48 * MIB, 64 * KIB))
+    source.write_bytes(model)
+    code = (
+        "import sys\n"
+        "import wirt.image.resume as resume\n"
+        "resume._SECONDS = 0.05\n"
+        "from wirt.image.convert import convert, ConvertSettings\n"
+        "from wirt.image.open import open_image\n"
+        "print('ready', flush=True)\n"
+        "with open_image(sys.argv[1], format='raw') as image:\n"
+        "    settings = ConvertSettings(compressed=True, resume=True)\n"
+        "    convert([image], sys.argv[2], 'qcow2', settings)\n"
+    )
+    command = [sys.executable, "-c", code, str(source), str(target)]
+    dice = random.Random(os.getpid())
+    for _ in range(8):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(dice.uniform(0.05, 0.4))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert_identical(target, "qcow2", model)

@@ -219,13 +219,13 @@ def write_empty(storage: Storage, header: Header) -> None:
     """Lay out header, refcount table, refcount blocks and L1, in this order, and flush."""
     size = header.cluster_size
     l1_clusters = -(-header.l1_size * 8 // size)
-    table, blocks = _refcount_layout(1 + l1_clusters, header)
+    table, blocks = refcount_layout(1 + l1_clusters, header)
     used = 1 + table + blocks + l1_clusters
     header.reftable_offset, header.reftable_clusters = size, table
     header.l1_offset = (1 + table + blocks) * size if l1_clusters else 0
-    counts = array(_typecode(header), [1]) * used
+    counts = array(count_typecode(header), [1]) * used
     counts.extend(
-        array(_typecode(header), bytes(counts.itemsize))
+        array(count_typecode(header), bytes(counts.itemsize))
         * (blocks * header.refcounts_per_block - used)
     )
     offsets = array("Q", range((1 + table) * size, (1 + table + blocks) * size, size))
@@ -237,11 +237,11 @@ def write_empty(storage: Storage, header: Header) -> None:
     storage.flush()
 
 
-def _typecode(header: Header) -> str:
+def count_typecode(header: Header) -> str:
     return "BBBBHIQ"[header.refcount_order]
 
 
-def _refcount_layout(others: int, header: Header) -> tuple[int, int]:
+def refcount_layout(others: int, header: Header) -> tuple[int, int]:
     """Return (refcount table clusters, blocks) that count ``others`` clusters and themselves."""
     table, blocks = 1, 1
     while True:
