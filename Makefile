@@ -16,6 +16,7 @@ RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyrin
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl \
 	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin \
 	bximage cloop-utils
+BENCH_PACKAGES := xfsprogs
 
 .PHONY: demo test check bench docs fmt fuzz clean
 
@@ -37,7 +38,7 @@ docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -qnW -b html docs docs/_build/html
 	$(BIN)/sphinx-build -qnW -b man docs docs/_build/man
 
-bench: .packages-test $(VENV)/.dev
+bench: .packages-bench $(VENV)/.dev
 	$(BIN)/python -m bench
 
 fuzz: $(VENV)/.dev
@@ -60,11 +61,13 @@ $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable . -r requirements-dev.txt
 	@touch $@ $(VENV)/.run
 
-.PHONY: .packages-run .packages-test
+.PHONY: .packages-run .packages-test .packages-bench
 .packages-run:
 	@tools/need-packages $(RUN_PACKAGES)
 .packages-test:
 	@tools/need-packages $(TEST_PACKAGES)
+.packages-bench:
+	@tools/need-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache

@@ -16,6 +16,8 @@ class Sample:
 
     wall: float
     cpu: float
+    peak: float = 0
+    """Largest memory in MiB, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Row:
     wall: float
     rounds: int
     target: str
+    peak: float = 0
 
 
 def run(argv: Sequence[str], env: dict[str, str] | None = None) -> Sample:
@@ -52,9 +55,10 @@ def compare(
     rounds: int,
     target: str,
     with_cpu: bool = True,
+    warm_up: int = 1,
 ) -> Row:
-    """Measure both in turn, after one round that is thrown away."""
-    pairs = [(ours(), peer()) for _ in range(rounds + 1)][1:]
+    """Measure both in turn, after ``warm_up`` rounds that are thrown away."""
+    pairs = [(ours(), peer()) for _ in range(rounds + warm_up)][warm_up:]
     cpu = [one.cpu / other.cpu for one, other in pairs if other.cpu]
     return Row(
         what=what,
@@ -64,15 +68,17 @@ def compare(
         wall=statistics.median(one.wall for one, _ in pairs),
         rounds=rounds,
         target=target,
+        peak=max(one.peak for one, _ in pairs),
     )
 
 
 def print_rows(title: str, rows: Sequence[Row]) -> None:
     print(f"\n{title}")
-    print(f"{'what':<38} {'against':<34} {'CPU x':>6} {'wall x':>7} {'wall s':>8} {'n':>3}  target")
+    heads = ("CPU x", "wall x", "wall s", "n", "MiB")
+    print("{:<40} {:<38} {:>6} {:>7} {:>8} {:>3} {:>5}  target".format("what", "against", *heads))
     for row in rows:
         cpu = f"{row.cpu_ratio:.2f}" if row.cpu_ratio is not None else "-"
         print(
-            f"{row.what:<38} {row.peer:<34} {cpu:>6} {row.wall_ratio:>7.2f} {row.wall:>8.3f} "
-            f"{row.rounds:>3}  {row.target}"
+            f"{row.what:<40} {row.peer:<38} {cpu:>6} {row.wall_ratio:>7.2f} {row.wall:>8.3f} "
+            f"{row.rounds:>3} {f'{row.peak:.0f}' if row.peak else '-':>5}  {row.target}"
         )

@@ -38,14 +38,19 @@ def uefi_arguments(directory: Path) -> list[str]:
 
 @contextlib.contextmanager
 def boot(
-    directory: Path, disk: Path, *arguments: str, size: str = "", bus: str = "virtio"
+    directory: Path,
+    disk: Path,
+    *arguments: str,
+    size: str = "",
+    bus: str = "virtio",
+    disk_format: str = "raw",
 ) -> Iterator[AgentClient]:
-    """Start QEMU on an overlay of the raw image ``disk``; yield the agent when it answers.
+    """Start QEMU on an overlay of the image ``disk``; yield the agent when it answers.
 
     ``directory`` gets the overlay, the sockets and ``serial.log``.
     """
     overlay = directory / "overlay.qcow2"
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(disk), "-F", "raw"]
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(disk), "-F", disk_format]
     subprocess.run([*create, str(overlay), *([size] if size else [])], check=True, timeout=60)
     process = spawn(
         [
