@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wirt import errors
 from wirt.cli.arguments import make_parser
-from wirt.cli.table import GROUPS, verbs
+from wirt.cli.table import verbs
 from wirt.spec.machine import Machine
 from wirt.spec.settings import settings
 from wirt.units import format_size_exact
@@ -18,7 +18,7 @@ from wirt.units import format_size_exact
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     parser = make_parser(verb, verbs()[verb])
-    import_module(f"wirt.cli.commands.{verb.replace('-', '_')}").configure(parser)
+    import_module(f"wirt.cli.commands.{verb.replace('-', '_').replace(' ', '.')}").configure(parser)
     return parser
 
 
@@ -48,8 +48,7 @@ def escape(text: str) -> str:
 def cli() -> str:
     lines = ["# Verbs", ""]
     lines += ["Every verb takes `--json`, `--quiet` and `--debug`.", ""]
-    for _, members in GROUPS:
-        lines += [verb_section(verb) for verb, _ in members]
+    lines += [verb_section(verb) for verb in verbs()]
     return "\n".join(lines)
 
 

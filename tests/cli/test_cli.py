@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from wirt.cli.table import verbs
+from wirt.cli.table import FAMILIES, first_words, verbs
 from wirt.errors import NotFound, SpecError, UsageError
 
 
@@ -24,12 +24,23 @@ def wirt(*words, home, **options):
 def test_help_lists_every_verb(tmp_path):
     done = wirt("--help", home=tmp_path)
     assert done.returncode == 0
-    assert all(f"  {verb} " in done.stdout for verb in verbs())
+    assert all(f"  {word} " in done.stdout for word in first_words())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_help_of_a_family_lists_its_verbs(family, tmp_path):
+    done = wirt(family, "--help", home=tmp_path)
+    assert done.returncode == 0
+    assert all(f"  {verb} " in done.stdout for verb, _ in FAMILIES[family])
+    assert wirt(family, home=tmp_path).returncode == 2
+    typo = wirt(family, "lsx", home=tmp_path)
+    assert typo.returncode == UsageError.exit_code
+    assert f"wirt {family}" in typo.stderr
 
 
 @pytest.mark.parametrize("verb", sorted(verbs()))
 def test_every_verb_has_help_with_an_example(verb, tmp_path):
-    done = wirt(verb, "--help", home=tmp_path)
+    done = wirt(*verb.split(), "--help", home=tmp_path)
     assert done.returncode == 0
     assert f"wirt {verb}" in done.stdout.split("examples:")[1]
 

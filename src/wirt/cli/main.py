@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from wirt.cli.table import GROUPS, verbs
+from wirt.cli.table import FAMILIES, GROUPS, first_words, verbs
 from wirt.errors import UsageError, WirtError
 from wirt.version import VERSION
 
@@ -46,14 +46,25 @@ def _unwind_on_sigterm() -> None:
 def _run(words: list[str]) -> int:
     words = _without_leading_options(words)
     if not words or words[0] in {"-h", "--help", "help"}:
-        if len(words) > 1 and words[1] in verbs():
-            return _verb(words[1], ["--help"])
+        if len(words) > 1 and words[1] in first_words():
+            return _run([*words[1:], "--help"])
         print(overview())
         return 0 if words else 2
     if words[0] in {"-V", "--version"}:
         print(f"wirt {VERSION}")
         return 0
+    if words[0] in FAMILIES:
+        return _family(words[0], words[1:])
     return _verb(words[0], words[1:])
+
+
+def _family(family: str, words: list[str]) -> int:
+    """``wirt img convert``: the second word is the verb."""
+    words = _without_leading_options(words)
+    if not words or words[0] in {"-h", "--help"}:
+        print(family_overview(family))
+        return 0 if words else 2
+    return _verb(f"{family} {words[0]}", words[1:])
 
 
 def _without_leading_options(words: list[str]) -> list[str]:
@@ -65,18 +76,12 @@ def _without_leading_options(words: list[str]) -> list[str]:
 
 def _verb(verb: str, words: list[str]) -> int:
     if verb not in verbs():
-        import difflib
-
-        near = difflib.get_close_matches(verb, verbs(), n=1)
-        raise UsageError(
-            f"there is no verb {verb[:40]!r}",
-            hint=f"wirt {near[0]}" if near else "wirt --help lists them",
-        )
+        raise _unknown(verb)
     from importlib import import_module
 
     from wirt.cli.arguments import make_parser
 
-    module = import_module(f"wirt.cli.commands.{verb.replace('-', '_')}")
+    module = import_module(f"wirt.cli.commands.{verb.replace('-', '_').replace(' ', '.')}")
     parser = make_parser(verb, verbs()[verb])
     module.configure(parser)
     words, command = _split(words)
@@ -87,6 +92,18 @@ def _verb(verb: str, words: list[str]) -> int:
     code: int = module.run(args)
     sys.stdout.flush()
     return code
+
+
+def _unknown(verb: str) -> UsageError:
+    import difflib
+
+    family = verb.split(" ", maxsplit=1)[0] if " " in verb else ""
+    known = verbs() if family else {**first_words(), **verbs()}
+    near = difflib.get_close_matches(verb, known, n=1)
+    return UsageError(
+        f"there is no verb {verb[:40]!r}",
+        hint=f"wirt {near[0]}" if near else f"{f'wirt {family}'.strip()} --help lists them",
+    )
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -135,6 +152,14 @@ def overview() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {verb:<12}{text}" for verb, text in members]
     lines += ["", "every verb takes --json, --quiet and --debug; wirt --version"]
+    return "\n".join(lines)
+
+
+def family_overview(family: str) -> str:
+    """Return the text of ``wirt img --help`` and its like."""
+    lines = [f"wirt {family}: {first_words()[family]}", ""]
+    lines += [f"  {verb:<12}{text}" for verb, text in FAMILIES[family]]
+    lines += ["", f"usage: wirt {family} VERB [OPTIONS]; wirt {family} VERB --help explains one"]
     return "\n".join(lines)
 
 

@@ -1,4 +1,7 @@
-"""The verbs of ``wirt``: one module each in ``wirt.cli.commands``, imported when called."""
+"""The verbs of ``wirt``: one module each in ``wirt.cli.commands``, imported when called.
+
+A family (``wirt img convert``) has a package of its own there, with a module for each verb.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,22 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 
+FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {}
+"""Verbs of two words, by their first; the family itself stands in ``GROUPS``."""
+
+
 def verbs() -> dict[str, str]:
-    """Return verb → help."""
-    return {verb: text for _, members in GROUPS for verb, text in members}
+    """Return verb → help; a verb of a family is two words."""
+    found = {}
+    for _, members in GROUPS:
+        for verb, text in members:
+            if verb in FAMILIES:
+                found.update({f"{verb} {second}": help_ for second, help_ in FAMILIES[verb]})
+            else:
+                found[verb] = text
+    return found
+
+
+def first_words() -> dict[str, str]:
+    """Return what may stand behind ``wirt``: verbs and families, with their help."""
+    return {word: text for _, members in GROUPS for word, text in members}
