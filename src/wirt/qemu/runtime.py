@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from wirt.errors import HostError
+from wirt.qapi.value import QapiObject
 
 _LONGEST_UNIX_PATH = 107
 
@@ -22,6 +23,8 @@ class Runtime:
     the path; ``host_devices`` are those image paths that are devices of the host, where the
     path does not show it. ``overlays`` maps the index of a disk whose writes are discarded
     to an empty qcow2 image of the same virtual size, which the caller makes for each start.
+    ``uplinks`` maps the id of a netdev (``nic0-net``) to the backend that the host has made
+    for it: a TAP as descriptor, the path of a switch.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
     """
 
@@ -33,6 +36,7 @@ class Runtime:
     fd_paths: Mapping[str, int] = field(default_factory=dict)
     host_devices: Collection[str] = ()
     overlays: Mapping[int, str] = field(default_factory=dict)
+    uplinks: Mapping[str, QapiObject] = field(default_factory=dict)
     memory_file: str = ""
     memory_shared: bool = False
     incoming: bool = False
