@@ -42,6 +42,12 @@ def make(home, **more):
         return publish(paths, manifest(**more))
 
 
+def fill_half(paths, seen):
+    write_file(paths.memory, b"memory")
+    seen.append(paths.memory)
+    write_file(os.path.join(paths.root, "no", "such"), b"")
+
+
 def machine_on(home, name, ident):
     with new_machine(home, name) as paths:
         write_record(paths.record, Record(state=ident))
@@ -57,11 +63,12 @@ def test_a_state_is_read_back_as_it_was_published(home):
 
 def test_a_block_that_fails_leaves_no_state_and_no_memory(home):
     states.make_memory_directory(home)
+    seen = []
     with pytest.raises(HostError), new_state(home) as paths:
-        write_file(paths.memory, b"memory")
-        write_file(os.path.join(paths.root, "no", "such"), b"")
+        fill_half(paths, seen)
     assert states.state_ids(home) == []
-    assert not os.path.exists(paths.memory)
+    assert seen
+    assert not os.path.exists(seen[0])
 
 
 def test_what_a_killed_maker_left_is_swept_and_what_a_living_one_makes_is_not(home):
