@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import msgspec
 
@@ -98,7 +99,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The host's clock when the guest was stopped: what the guest still believes."""
     pause: float = 0.0
     """Seconds that the source stood still."""
-    method: str
+    method: Literal["freeze", "stream"]
+    """``freeze``: saved without the memory; ``stream``: saved with it, and split."""
     image: str = ""
     image_id: str = ""
     guest_user: str = ""
