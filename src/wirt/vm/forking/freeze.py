@@ -32,7 +32,7 @@ from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
 from wirt.store.record import Handover, write_record
-from wirt.store.states import Manifest, new_state
+from wirt.store.states import Manifest, new_state, sweep_states
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
@@ -60,21 +60,28 @@ UNLIMITED = 1 << 40
 """Bytes a second; QEMU's own limit would make the guest wait."""
 
 
-def freeze(context: Context, name: str, *, keep_process: bool = False) -> Frozen:
+def freeze(context: Context, name: str, *, keep_process: bool = False, label: str = "") -> Frozen:
     """Freeze a running machine, which goes on; return the state.
+
+    ``label`` holds the state (``wirt.store.states.hold``); without one this process does,
+    until it ends or releases ``process_label()``: then the memory goes, and with the last
+    machine that stands on it, the state.
 
     With ``keep_process`` it goes on in the same QEMU: open connections and running commands
     live on, and the memory is copied while it runs. Raises WrongState, naming device and
     cure, before anything is touched.
     """
     with locked(context.home, name, waiting=context.say) as paths:
-        return freeze_locked(context, paths, keep_process=keep_process)
+        return freeze_locked(context, paths, keep_process=keep_process, label=label)
 
 
-def freeze_locked(context: Context, paths: VmPaths, *, keep_process: bool = False) -> Frozen:
+def freeze_locked(
+    context: Context, paths: VmPaths, *, keep_process: bool = False, label: str = ""
+) -> Frozen:
     """The same for a machine whose lock the caller holds."""
     record = recover(context, paths)
     state.require_running(paths)
+    sweep_states(context.home)
     machine = load_started(paths)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
         chosen = require_forkable(paths, machine, record, qmp, keep_process=keep_process)
@@ -84,7 +91,7 @@ def freeze_locked(context: Context, paths: VmPaths, *, keep_process: bool = Fals
         for note in chosen.notes:
             context.say(note)
         record = msgspec.structs.replace(record, group=record.group or record.uid)
-        source = Source(context, paths, machine, record, qmp, made, chosen.notes)
+        source = Source(context, paths, machine, record, qmp, made, chosen.notes, label)
         if chosen.method == "stream":
             return Copying(source).run()
         return _HandingOver(source).run()

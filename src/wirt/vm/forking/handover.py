@@ -123,7 +123,7 @@ def _restore_names(paths: VmPaths, handover: Handover) -> None:
 
 def _restore_memory(context: Context, paths: VmPaths, handover: Handover) -> None:
     frozen = context.home.state(handover.state).memory
-    if os.path.exists(frozen) and not os.path.exists(paths.memory):
+    if handover.next is not None and os.path.exists(frozen) and not os.path.exists(paths.memory):
         os.link(frozen, paths.memory)
 
 

@@ -18,7 +18,7 @@ from wirt.qemu.machine import cpu_model
 from wirt.spec.machine import Machine
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.record import Record, Run
-from wirt.store.states import Manifest, State, publish
+from wirt.store.states import Manifest, State, hold, process_label, publish
 from wirt.vm.context import Context
 from wirt.vm.forking.disks import freeze_disks, let_family_read, make_overlay, sync_data
 from wirt.vm.forking.guest import look_at_guest
@@ -48,6 +48,8 @@ class Source:
     qmp: QmpClient
     made: StatePaths
     notes: tuple[str, ...]
+    label: str
+    """What holds the state; "": this process, while it lives."""
 
     @property
     def run(self) -> Run:
@@ -110,4 +112,6 @@ class Source:
         """Make the state one; its machine stands on it already."""
         sync_data(self.made.devices)
         let_family_read(self.made.devices, self.record)
-        return publish(self.made, msgspec.structs.replace(manifest, clock=clock, pause=pause))
+        manifest = msgspec.structs.replace(manifest, clock=clock, pause=pause)
+        hold(State(self.made, manifest), self.label or process_label())
+        return publish(self.made, manifest)
