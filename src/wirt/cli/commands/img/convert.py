@@ -113,7 +113,7 @@ def _refuse_harm(args: argparse.Namespace) -> None:
         return
     if not is_replaceable(args.target) and not args.force:
         raise UsageError(
-            f"{args.target} is a device: all that is on it would be overwritten",
+            f"{args.target} is no file: all that is there would be overwritten",
             hint="if that is meant: --force",
         )
     refuse_existing(args.target, force=args.force)
@@ -211,4 +211,4 @@ def _report(args: argparse.Namespace, name: str, done: Converted) -> None:
 
 
 def _allocated(path: str) -> int:
-    return os.stat(path).st_blocks * 512
+    return os.stat(path).st_blocks * 512 if os.path.exists(path) else 0

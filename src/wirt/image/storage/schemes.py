@@ -1,0 +1,33 @@
+"""Names that are no files: which storage stands behind ``SCHEME:…``.
+
+Only names that the *user* gives come here unasked. A name inside an image does so only
+where the gate allows that very name (``wirt.image.open``). A file whose name begins like a
+scheme is written with its directory: ``./nbd:disk``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from wirt.image.base import Storage
+
+
+class Scheme(NamedTuple):
+    """One kind of name and what opens it."""
+
+    prefixes: tuple[str, ...]
+    """With the colon, in lower case."""
+    open: Callable[[str, bool], Storage]
+    """(name, writable) → storage. Raises ImageError, and UsageError for a name it cannot read."""
+
+
+SCHEMES: tuple[Scheme, ...] = ()
+"""In order; the first whose prefix fits. Openers import what they need when they are called."""
+
+
+def find_scheme(name: str) -> Scheme | None:
+    """Return the scheme of ``name``, None for the name of a file."""
+    head, colon, _ = name.partition(":")
+    prefix = head.lower() + colon
+    return next((scheme for scheme in SCHEMES if colon and prefix in scheme.prefixes), None)
