@@ -6,12 +6,26 @@ import difflib
 
 from wirt.errors import UsageError
 from wirt.image.base import Format
-from wirt.image.formats import bochs, cloop, parallels, qcow, qcow2, qed, raw, vdi, vhdx, vmdk, vpc
+from wirt.image.formats import (
+    bochs,
+    cloop,
+    cow,
+    parallels,
+    qcow,
+    qcow2,
+    qed,
+    raw,
+    vdi,
+    vhdx,
+    vmdk,
+    vpc,
+)
 
 FORMATS: tuple[Format, ...] = (
     qcow2.FORMAT,
     qcow.FORMAT,
     qed.FORMAT,
+    cow.FORMAT,
     vmdk.FORMAT,
     vdi.FORMAT,
     vhdx.FORMAT,
