@@ -22,7 +22,13 @@ class Scheme(NamedTuple):
     """(name, writable) → storage. Raises ImageError, and UsageError for a name it cannot read."""
 
 
-SCHEMES: tuple[Scheme, ...] = ()
+def _nbd(name: str, writable: bool) -> Storage:
+    from wirt.image.storage.nbd import NbdStorage
+
+    return NbdStorage(name, writable=writable)
+
+
+SCHEMES: tuple[Scheme, ...] = (Scheme(("nbd:", "nbds:", "nbd+unix:", "nbds+unix:"), _nbd),)
 """In order; the first whose prefix fits. Openers import what they need when they are called."""
 
 
