@@ -443,3 +443,13 @@ class Format(ABC):
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
         """Write an empty image of ``size`` guest bytes; ``options`` as ``qemu-img -o``."""
         raise UnsupportedImage(f"{self.name} images can be read but not created")
+
+
+class NamedFormat(Format):
+    """A format whose images are named with a prefix, not stored in a file of their own."""
+
+    prefix: ClassVar[str]
+
+    @abstractmethod
+    def open_name(self, name: str, options: OpenOptions) -> Image:
+        """Open what ``name``, prefix included, means. Raises ImageError, UsageError."""

@@ -11,7 +11,7 @@ from wirt.image.base import Budget, Deny, Image, OpenGate, OpenOptions, Related,
 from wirt.image.formats.qcow2.image import Qcow2Image
 from wirt.image.locks import FORCED_READER, READER, WRITER, lock
 from wirt.image.probe import probe_storage
-from wirt.image.registry import find_format
+from wirt.image.registry import find_format, named_format
 from wirt.image.storage.file import FileStorage
 from wirt.image.storage.schemes import find_scheme
 
@@ -53,6 +53,9 @@ def open_image(
         secret=secret,
         allow_dirty=allow_dirty,
     )
+    named = named_format(path)
+    if named is not None:
+        return named.open_name(path, options)
     return _open(path, format, _Chain(options, force_share), depth=0)
 
 
