@@ -108,6 +108,8 @@ class Storage(ABC):
 
     name: str
     read_only: bool
+    is_remote: ClassVar[bool] = False
+    """Reading waits for somebody else: worth doing ahead, in threads."""
 
     @abstractmethod
     def size(self) -> int: ...

@@ -23,6 +23,12 @@ class Scheme(NamedTuple):
     """(name, writable) → storage. Raises ImageError, and UsageError for a name it cannot read."""
 
 
+def _nbd(name: str, writable: bool) -> Storage:
+    from wirt.image.storage.nbd import NbdStorage
+
+    return NbdStorage(name, writable=writable)
+
+
 def _http(name: str, writable: bool) -> Storage:
     from wirt.image.storage.http import HttpStorage
 
@@ -53,6 +59,7 @@ def _only_read(storage: Storage, *, writable: bool) -> Storage:
 
 
 SCHEMES: tuple[Scheme, ...] = (
+    Scheme(("nbd:", "nbds:", "nbd+unix:", "nbds+unix:"), _nbd),
     Scheme(("http:", "https:"), _http),
     Scheme(("ftp:", "ftps:"), _ftp),
     Scheme(("tftp:",), _tftp),
