@@ -15,7 +15,7 @@ RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyrin
 	uidmap openssh-client python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl \
 	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin \
-	bximage cloop-utils libnbd-bin nbdkit
+	bximage cloop-utils nginx-light vsftpd tftpd-hpa libnbd-bin nbdkit
 BENCH_PACKAGES := xfsprogs
 
 .PHONY: demo test check bench docs fmt fuzz clean

@@ -8,6 +8,7 @@
     ├── WritableImage    pwrite, write_zeroes, discard, flush
     ├── Resizable        resize
     ├── Checkable        check, repair
+    ├── Amendable        change creation options later
     ├── HasSnapshots     internal snapshots
     ├── HasBitmaps       persistent dirty bitmaps
     ├── Overlay          set_backing, make_empty
@@ -292,6 +293,12 @@ class Overlay(WritableImage):
         """Drop all clusters, so that the backing image shows everywhere."""
 
 
+class Amendable(Image):
+    @abstractmethod
+    def amend(self, options: Mapping[str, str]) -> None:
+        """Change options as ``qemu-img amend -o``. Raises UsageError for what is fixed."""
+
+
 @dataclass(slots=True)
 class CheckResult:
     """What a check found; counts are clusters (or the format's unit)."""
@@ -338,6 +345,10 @@ class HasSnapshots(Image):
 
     @abstractmethod
     def snapshot_delete(self, name: str) -> None: ...
+
+    def snapshot_view(self, name: str) -> Image:
+        """Return the disk of a snapshot, by id or name. Closing this image closes it."""
+        raise UnsupportedImage(f"snapshots of {self.format_name} images cannot be read")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def create_image(
     if find_scheme(path) is not None:
         raise UsageError(
             f"nothing can be made at {path}: a server serves what it has",
-            hint="write into what is there: --into-existing",
+            hint="write into what is there: --into",
         )
     merged = dict(options or {})
     if backing:

@@ -156,11 +156,13 @@ def _open_related(image: Image, path: str, chain: _Chain, depth: int) -> None:
 
 def _allowed(name: str, role: str, referrer: str, chain: _Chain) -> str:
     """Return the path that ``name`` means beside ``referrer``. Raises ImageAccessDenied."""
+    path = os.path.join(os.path.dirname(referrer), name.removeprefix("file:"))
     if not chain.options.gate.allows(name, role=role, referrer=referrer):
         raise ImageAccessDenied(
-            f"the image names a {role} file, which is not opened unasked: {name[:200]!r}",
+            f"the image names a {role.removesuffix('-file')} file, "
+            f"which is not opened unasked: {name[:200]!r}",
             path=referrer,
-            hint="allow it if you trust the image",
+            hint=f"if you trust the image, allow it: --allow {path}",
         )
     if find_scheme(name) is not None:
         return name
@@ -170,5 +172,4 @@ def _allowed(name: str, role: str, referrer: str, chain: _Chain) -> str:
             path=referrer,
             hint="copy the image and that file here first, then open the copy",
         )
-    name = name.removeprefix("file:")
-    return os.path.join(os.path.dirname(referrer), name)
+    return path
