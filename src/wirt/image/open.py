@@ -22,6 +22,7 @@ class _Chain:
 
     options: OpenOptions
     force_share: bool
+    with_data_file: bool = True
     files: list[tuple[int, int]] = field(default_factory=list)
     length: int = 0
 
@@ -36,14 +37,17 @@ def open_image(
     secret: bytes | None = None,
     force_share: bool = False,
     with_backing: bool = True,
+    with_data_file: bool = True,
     allow_dirty: bool = False,
+    storage: Storage | None = None,
 ) -> Image:
     """Open an image and, as far as ``gate`` allows, the files that it names.
 
     ``path`` is a file, a block device or a name of ``wirt.image.storage.schemes``. Without
     ``format`` the bytes decide (see ``wirt.image.probe``). Every file is locked as QEMU locks
     it, until the image is closed; ``force_share`` lets a reader look at an image in use.
-    Raises ImageError with path and offset.
+    ``storage`` holds the bytes where they are no plain file at ``path``; it belongs to the
+    image from then on, also when opening fails. Raises ImageError with path and offset.
     """
     options = OpenOptions(
         writable=writable,
@@ -53,15 +57,25 @@ def open_image(
         secret=secret,
         allow_dirty=allow_dirty,
     )
-    named = named_format(path)
+    named = named_format(path) if storage is None else None
     if named is not None:
         return named.open_name(path, options)
-    return _open(path, format, _Chain(options, force_share), depth=0)
+    chain = _Chain(options, force_share, with_data_file)
+    if storage is None:
+        storage = open_storage(path, writable=writable, force_share=force_share)
+    return _open_in(storage, path, format, chain, depth=0)
 
 
 def _open(path: str, format_name: str | None, chain: _Chain, *, depth: int) -> Image:
+    writable = chain.options.writable and depth == 0
+    storage = open_storage(path, writable=writable, force_share=chain.force_share)
+    return _open_in(storage, path, format_name, chain, depth=depth)
+
+
+def _open_in(
+    storage: Storage, path: str, format_name: str | None, chain: _Chain, *, depth: int
+) -> Image:
     options = chain.options if depth == 0 else replace(chain.options, writable=False)
-    storage = open_storage(path, writable=options.writable, force_share=chain.force_share)
     try:
         _refuse_loop(storage, chain)
         name = format_name or probe_storage(storage)
@@ -131,8 +145,9 @@ def open_file(path: str, *, writable: bool, force_share: bool = False) -> FileSt
 
 
 def _refuse_loop(storage: Storage, chain: _Chain) -> None:
-    if isinstance(storage, FileStorage):
-        info = os.fstat(storage.fileno() or 0)
+    descriptor = storage.fileno()
+    if descriptor is not None:
+        info = os.fstat(descriptor)
         identity = (info.st_dev, info.st_ino)
         if identity in chain.files:
             raise CorruptImage("the backing chain comes back to this file", path=storage.name)
@@ -145,7 +160,8 @@ def _refuse_loop(storage: Storage, chain: _Chain) -> None:
 def _open_related(image: Image, path: str, chain: _Chain, depth: int) -> None:
     if not isinstance(image, Qcow2Image):
         return
-    if image.needs_data_file and image.data_file_name:
+    wanted = chain.with_data_file or depth > 0
+    if wanted and image.needs_data_file and image.data_file_name:
         name = _allowed(image.data_file_name, "data-file", path, chain)
         writable = chain.options.writable and depth == 0
         image.attach_data_file(open_storage(name, writable=writable, force_share=chain.force_share))

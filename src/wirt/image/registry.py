@@ -9,6 +9,7 @@ from wirt.image.base import Format, NamedFormat
 from wirt.image.formats import (
     bochs,
     cloop,
+    cow,
     parallels,
     qcow,
     qcow2,
@@ -25,6 +26,7 @@ FORMATS: tuple[Format, ...] = (
     qcow2.FORMAT,
     qcow.FORMAT,
     qed.FORMAT,
+    cow.FORMAT,
     vmdk.FORMAT,
     vdi.FORMAT,
     vhdx.FORMAT,
