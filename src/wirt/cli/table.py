@@ -75,6 +75,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),
+        ("serve", "serve images of any format as live disks, over NBD"),
     ),
 }
 """Verbs of two words, by their first; the family itself stands in ``GROUPS``."""
