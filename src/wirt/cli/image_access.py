@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wirt.cli.arguments import example
 from wirt.errors import AlreadyExists, UsageError
@@ -98,7 +99,7 @@ class Access:
         """Open for its metadata only: without passphrase, and also if it is in use."""
         return self._open(path, None, with_backing=with_backing, force_share=True, allow_dirty=True)
 
-    def _open(self, path: str, name: str | None, **options: bool) -> Image:
+    def _open(self, path: str, name: str | None, **options: Any) -> Image:
         return open_image(
             path,
             format=name or self.format,

@@ -108,6 +108,8 @@ class Storage(ABC):
 
     name: str
     read_only: bool
+    is_remote: ClassVar[bool] = False
+    """Reading waits for somebody else: worth doing ahead, in threads."""
 
     @abstractmethod
     def size(self) -> int: ...
@@ -406,6 +408,10 @@ class Related(ABC):
         """Open an ``extent`` with the image's own mode. Raises ImageError."""
 
     @abstractmethod
+    def folder(self, name: str, *, role: str, most: int) -> Mapping[str, int]:
+        """Return the sizes of the files in a folder. Raises OutOfBounds beyond ``most`` files."""
+
+    @abstractmethod
     def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see find_format
         """Open the first of ``names`` that exists, read-only, as the parent.
 
@@ -437,6 +443,8 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[tuple[type[Image], ...]] = ()
     """What ``open`` may return: the interfaces of these classes are what the format can do."""
+    bundle_file: ClassVar[str] = ""
+    """A directory with this file in it is an image: opening it opens this file."""
     has_backing: ClassVar[bool] = False
     """An image may show another one through (a backing file, a parent)."""
     has_compression: ClassVar[bool] = False
