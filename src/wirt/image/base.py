@@ -8,6 +8,7 @@
     ├── WritableImage    pwrite, write_zeroes, discard, flush
     ├── Resizable        resize
     ├── Checkable        check, repair
+    ├── Amendable        change creation options later
     ├── HasSnapshots     internal snapshots
     ├── HasBitmaps       persistent dirty bitmaps
     ├── Overlay          set_backing, make_empty
@@ -107,6 +108,8 @@ class Storage(ABC):
 
     name: str
     read_only: bool
+    is_remote: ClassVar[bool] = False
+    """Reading waits for somebody else: worth doing ahead, in threads."""
 
     @abstractmethod
     def size(self) -> int: ...
@@ -290,6 +293,12 @@ class Overlay(WritableImage):
         """Drop all clusters, so that the backing image shows everywhere."""
 
 
+class Amendable(Image):
+    @abstractmethod
+    def amend(self, options: Mapping[str, str]) -> None:
+        """Change options as ``qemu-img amend -o``. Raises UsageError for what is fixed."""
+
+
 @dataclass(slots=True)
 class CheckResult:
     """What a check found; counts are clusters (or the format's unit)."""
@@ -336,6 +345,10 @@ class HasSnapshots(Image):
 
     @abstractmethod
     def snapshot_delete(self, name: str) -> None: ...
+
+    def snapshot_view(self, name: str) -> Image:
+        """Return the disk of a snapshot, by id or name. Closing this image closes it."""
+        raise UnsupportedImage(f"snapshots of {self.format_name} images cannot be read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,3 +454,13 @@ class Format(ABC):
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
         """Write an empty image of ``size`` guest bytes; ``options`` as ``qemu-img -o``."""
         raise UnsupportedImage(f"{self.name} images can be read but not created")
+
+
+class NamedFormat(Format):
+    """A format whose images are named with a prefix, not stored in a file of their own."""
+
+    prefix: ClassVar[str]
+
+    @abstractmethod
+    def open_name(self, name: str, options: OpenOptions) -> Image:
+        """Open what ``name``, prefix included, means. Raises ImageError, UsageError."""

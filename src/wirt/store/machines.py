@@ -76,7 +76,7 @@ def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
     prepare(home)
     if os.path.exists(home.vm(name).root):
         raise _taken(name)
-    paths = VmPaths(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"), home.runtime_base)
+    paths = home.machine_at(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"))
     try:
         os.mkdir(paths.root, 0o711)
     except OSError as error:
@@ -126,7 +126,7 @@ def rename_machine(home: Home, old: VmPaths, new: str) -> VmPaths:
 
 def remove_machine(home: Home, paths: VmPaths) -> None:
     """Remove a machine whose lock the caller holds: gone by name at once, then erased."""
-    runtime = paths.runtime
+    runtime, memory = paths.runtime, paths.memory
     grave = os.path.join(home.vms, f".old-{os.urandom(8).hex()}")
     try:
         os.rename(paths.root, grave)
@@ -134,6 +134,8 @@ def remove_machine(home: Home, paths: VmPaths) -> None:
     except OSError as error:
         raise host_error(error, paths.root) from error
     _erase(runtime)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(memory)
     _erase(grave)
 
 
@@ -147,7 +149,7 @@ def sweep(home: Home) -> None:
     for path in left:
         if _is_garbage(path):
             with contextlib.suppress(NotFound):
-                _erase(VmPaths(path, home.runtime_base).runtime)
+                _erase(home.machine_at(path).runtime)
             _erase(path)
 
 

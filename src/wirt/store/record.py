@@ -65,6 +65,8 @@ class Record(msgspec.Struct, frozen=True):
     owner_pid: int = 0
     """The wirt process a temporary machine belongs to, with its start time."""
     owner_start_ticks: int = 0
+    state: str = ""
+    """The state (``wirt.store.states``) that the images stand on, all the machine's life."""
 
 
 _decoder = msgspec.json.Decoder(Record)

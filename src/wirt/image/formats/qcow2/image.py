@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
+    Amendable,
     BitmapInfo,
     Checkable,
     CheckResult,
@@ -44,6 +45,7 @@ class Qcow2Image(
     DirectAllocator,
     CompressedWriter,
     Overlay,
+    Amendable,
     Checkable,
     HasSnapshots,
     Resizable,
@@ -76,12 +78,12 @@ class Qcow2Image(
         if self.header.incompatible & CORRUPT:
             raise CorruptImage(
                 "the image is marked corrupt; it can only be read",
-                hint="repair it: wirt img check -r all",
+                hint="repair it: wirt img check --repair all",
             )
         if self.header.incompatible & DIRTY:
             raise CorruptImage(
                 "the image was not closed properly, so its refcounts may be wrong",
-                hint="repair it: wirt img check -r all",
+                hint="repair it: wirt img check --repair all",
             )
 
     # The chain
