@@ -40,6 +40,18 @@ FACTS: dict[str, dict[str, Any]] = {
         "incoming": True,
         "vmgenid": "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87",
     },
+    "networks-of-the-host": {
+        "uplinks": {
+            "lan-net": {"type": "tap", "fd": "20", "vhost": False, "sndbuf": 1 << 20},
+            "nic1-net": {"type": "tap", "fd": "21", "vhost": False},
+            "nic2-net": {"type": "vde", "sock": "vde:///run/wirt/sw/ctl"},
+            "nic3-net": {
+                "type": "stream",
+                "server": False,
+                "addr": {"type": "fd", "str": "22"},
+            },
+        }
+    },
     "fork-child-10": {"memory_file": "/vm/template/mem", "incoming": True},
     "fork-parent": {"memory_file": "/vm/mem", "memory_shared": True, "sandbox": False},
 }

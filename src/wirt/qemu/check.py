@@ -82,7 +82,7 @@ def _problem(argument: Argument, capabilities: Capabilities) -> WirtError | None
             return SpecError(
                 f"this QEMU has no driver for {value['driver']} images",
                 key="disks",
-                hint="convert it: wirt img convert -O qcow2 OLD NEW",
+                hint="convert it: wirt img convert OLD NEW.qcow2",
             )
         case "-netdev" if not capabilities.accepts("netdev_add", str(value["type"])):
             return MissingDependency(

@@ -25,6 +25,8 @@ class Runtime:
     to an empty qcow2 image of the same virtual size, which the caller makes for each start.
     ``uplinks`` maps the id of a netdev (``nic0-net``) to the backend that the host has made
     for it: a TAP as descriptor, the path of a switch.
+    An ``attended`` QEMU belongs to the person who started it: no QMP socket of wirt's, and
+    messages without time stamps.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
     ``socket_fds`` has descriptors that listen already, by the names that ``socket`` takes.
     """
@@ -44,6 +46,7 @@ class Runtime:
     incoming: bool = False
     paused: bool = False
     sandbox: bool = True
+    attended: bool = False
     vmgenid: str = "auto"
 
     def path(self, path: str) -> str:

@@ -26,6 +26,8 @@ def prepare_memory(
 ) -> str:
     """Make the memory file of a machine that is about to start; "" if it shall have none."""
     remove_memory(paths)
+    if machine.numa or machine.memory_path:
+        return ""  # several files, or one of the user's own
     if machine.forkable == "off" or (machine.forkable == "auto" and accelerator.name != "tcg"):
         return ""
     try:

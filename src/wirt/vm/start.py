@@ -25,6 +25,7 @@ from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.compile import arguments
+from wirt.qemu.nic import unplugged_links
 from wirt.qemu.render import argv as render
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
@@ -169,6 +170,8 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
         paths.record,
         msgspec.structs.replace(record, phase="running", run=run, summary=summary),
     )
+    for link in unplugged_links(machine.nics):
+        launched.qmp.execute("set_link", link)
     if not run.paused_on_request:
         launched.qmp.execute("cont")
     detach(launched.process)
