@@ -42,6 +42,7 @@ from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
 
 _KILL_SECONDS = 15.0
+_BESIDE = ".next-"
 
 
 def take_names(paths: VmPaths, handover: Handover) -> None:
@@ -54,7 +55,14 @@ def take_names(paths: VmPaths, handover: Handover) -> None:
 
 def beside(paths: VmPaths, name: str) -> str:
     """Return where the overlay waits that will be called ``name``."""
-    return os.path.join(paths.disks, f".next-{name}")
+    return os.path.join(paths.disks, _BESIDE + name)
+
+
+def clear_beside(paths: VmPaths) -> None:
+    """Remove overlays that never got their names."""
+    for name in os.listdir(paths.disks):
+        if name.startswith(_BESIDE):
+            os.unlink(os.path.join(paths.disks, name))
 
 
 def undo(
@@ -111,9 +119,8 @@ def _end(process: ProcessId) -> None:
 
 
 def _restore_names(paths: VmPaths, handover: Handover) -> None:
+    clear_beside(paths)
     for name, frozen in handover.images:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside(paths, name))
         target = os.path.join(paths.disks, name)
         if os.path.exists(frozen) and not _same_file(target, frozen):
             os.link(frozen, beside(paths, name))
