@@ -251,6 +251,11 @@ class CompressedWriter(Image):
     ) -> None:
         """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
 
+    def write_units(self, units: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        """Store many units (offset, packed, plain), in order."""
+        for offset, packed, plain in units:
+            self.write_compressed(offset, packed, plain)
+
 
 class DirectAllocator(WritableImage):
     """A format that can hand out places in a storage, for the kernel to copy into."""
