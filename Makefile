@@ -13,9 +13,12 @@ BIN := $(VENV)/bin
 
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
 	uidmap openssh-client python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl \
-	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin \
-	bximage cloop-utils
+TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl
+TEST_PACKAGES += grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
+TEST_PACKAGES += bximage cloop-utils
+TEST_PACKAGES += user-mode-linux uml-utilities dmg2img
+TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
+TEST_PACKAGES += libnbd-bin nbdkit
 BENCH_PACKAGES := xfsprogs
 
 .PHONY: demo test check bench docs fmt fuzz clean

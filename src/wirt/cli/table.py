@@ -16,6 +16,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("restart", "stop and start machines"),
             ("pause", "stop the vCPUs; nothing is lost"),
             ("resume", "let the vCPUs run again"),
+            ("fork", "make running copies of a running machine, copy-on-write"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),
@@ -43,6 +44,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("build", "build a guest image from packages"),
             ("pull", "take a published disk image"),
             ("images", "list and remove guest images"),
+            ("img", "work with disk image files of all formats"),
         ),
     ),
     (
@@ -56,7 +58,27 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 
-FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {}
+FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "img": (
+        ("info", "tell what images are, with the chains behind them"),
+        ("create", "make an empty image, or an overlay of another one"),
+        ("convert", "copy images into a new one of any format"),
+        ("resize", "make a disk larger, or smaller with consent"),
+        ("snapshot", "list, make, apply and remove snapshots inside an image"),
+        ("check", "check an image, and repair it"),
+        ("compare", "compare what guests see in two images"),
+        ("map", "tell where each part of a disk lies"),
+        ("commit", "write what an overlay holds into its backing image"),
+        ("rebase", "give an overlay another backing image"),
+        ("flatten", "make an overlay independent of its chain"),
+        ("amend", "change options of an image"),
+        ("bitmap", "work with the dirty bitmaps of an image"),
+        ("dd", "make an image of a part of a disk"),
+        ("measure", "tell how large a file an image would need"),
+        ("bench", "time requests on an image"),
+        ("serve", "serve images of any format as live disks, over NBD"),
+    ),
+}
 """Verbs of two words, by their first; the family itself stands in ``GROUPS``."""
 
 

@@ -177,7 +177,8 @@ def _resumable(
 def _choices(settings: ConvertSettings) -> dict[str, str]:
     """Return all that decides about the bytes of the target."""
     chosen = (settings.backing, settings.compressed, settings.level, settings.zero_unit)
-    return {**settings.options, "": repr(chosen)}
+    told = {key: text for key, text in settings.options.items() if key != "encrypt.secret"}
+    return {**told, "": repr(chosen)}
 
 
 def _refuse_impossible(source: Image, name: str, settings: ConvertSettings) -> None:

@@ -15,6 +15,9 @@ TCG_CPU = "qemu64"
 """Under TCG the smallest model translates fastest. Debian and Ubuntu run on it; RHEL 9 and its
 kin ask for x86-64-v2 or more, and need ``cpu.model = "max"``."""
 
+READ_ONLY_BASE = (8, 2, 0)
+"""Since then QEMU can map a file privately that it may not write."""
+
 _MEMORY_STEP = 8 << 10
 """QEMU rounds ``-m`` up to 8 KiB, but not the backend, and then refuses the difference."""
 
@@ -57,10 +60,15 @@ def _accelerator(machine: Machine, runtime: Runtime) -> Argument:
 
 def processor(machine: Machine, runtime: Runtime) -> list[Argument]:
     """Return ``-cpu`` and ``-smp``."""
-    model = machine.cpu.model
-    if model == "auto":
-        model = "host" if runtime.accelerator == "kvm" else TCG_CPU
+    model = cpu_model(machine, runtime.accelerator)
     return [Argument("-cpu", model), Argument("-smp", topology(machine.cpu))]
+
+
+def cpu_model(machine: Machine, accelerator: str) -> str:
+    """Return the model and features that the guest sees, as QEMU names them."""
+    if machine.cpu.model != "auto":
+        return machine.cpu.model
+    return "host" if accelerator == "kvm" else TCG_CPU
 
 
 def topology(cpu: Cpu) -> QapiObject:
@@ -83,7 +91,7 @@ def topology(cpu: Cpu) -> QapiObject:
     }
 
 
-def memory(machine: Machine, runtime: Runtime) -> list[Argument]:
+def memory(machine: Machine, runtime: Runtime, capabilities: Capabilities) -> list[Argument]:
     """Return the guest's memory, rounded down to what QEMU can give."""
     size = machine.memory // _MEMORY_STEP * _MEMORY_STEP
     backend: QapiObject = {"qom-type": "memory-backend-ram", "id": "ram", "size": size}
@@ -91,4 +99,7 @@ def memory(machine: Machine, runtime: Runtime) -> list[Argument]:
         backend["qom-type"] = "memory-backend-file"
         backend["mem-path"] = runtime.memory_file
         backend["share"] = runtime.memory_shared
+        if not runtime.memory_shared and capabilities.version >= READ_ONLY_BASE:
+            backend["readonly"] = True
+            backend["rom"] = "off"
     return [Argument("-m", {"size": format_size_exact(size)}), user_object(backend)]

@@ -26,6 +26,7 @@ class Runtime:
     ``uplinks`` maps the id of a netdev (``nic0-net``) to the backend that the host has made
     for it: a TAP as descriptor, the path of a switch.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
+    ``socket_fds`` has descriptors that listen already, by the names that ``socket`` takes.
     """
 
     accelerator: str
@@ -39,6 +40,7 @@ class Runtime:
     uplinks: Mapping[str, QapiObject] = field(default_factory=dict)
     memory_file: str = ""
     memory_shared: bool = False
+    socket_fds: Mapping[str, int] = field(default_factory=dict)
     incoming: bool = False
     paused: bool = False
     sandbox: bool = True

@@ -48,7 +48,7 @@ def find_bitmap(bitmaps: Sequence[Bitmap], name: str) -> Bitmap:
     for bitmap in bitmaps:
         if bitmap.name == name:
             return bitmap
-    raise NotFound(f"there is no bitmap {name!r}", hint="see them: wirt img info")
+    raise NotFound(f"there is no bitmap {name!r}", hint="see them: wirt img bitmap ls")
 
 
 def find_usable(bitmaps: Sequence[Bitmap], name: str) -> Bitmap:

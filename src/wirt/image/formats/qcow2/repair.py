@@ -86,7 +86,9 @@ def rebuild_refcounts(volume: Volume, order: int) -> None:
     inspection = Inspection(volume)
     found = inspection.run()
     if found.corruptions:
-        raise CorruptImage("the image is inconsistent", hint="repair it: wirt img check -r all")
+        raise CorruptImage(
+            "the image is inconsistent", hint="repair it: wirt img check --repair all"
+        )
     if max(inspection.census.counts) >= 1 << (1 << order):
         raise UnsupportedImage("a cluster is used more often than the new width can count")
     before = volume.header.refcount_order

@@ -34,7 +34,7 @@ def find_snapshot(snapshots: Sequence[Snapshot], name: str) -> Snapshot:
         for snapshot in snapshots:
             if getattr(snapshot, key) == name:
                 return snapshot
-    raise NotFound(f"there is no snapshot {name!r}", hint="list them: wirt img snapshot -l")
+    raise NotFound(f"there is no snapshot {name!r}", hint="list them: wirt img snapshot ls")
 
 
 def create_snapshot(volume: Volume, name: str) -> None:
