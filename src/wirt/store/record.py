@@ -60,12 +60,14 @@ class Handover(msgspec.Struct, frozen=True):
     """A machine on its way from the recorded QEMU to a second one, while it is frozen.
 
     Undecided, the first is the machine; decided, the second is. ``images`` are the names in
-    ``disks/`` that an overlay has taken, and the frozen files they had.
+    ``disks/`` that an overlay has taken, and the frozen files they had. Without ``next`` it
+    stays in its QEMU, and is decided when that writes to the overlays (``nodes``).
     """
 
     state: str
     images: tuple[tuple[str, str], ...]
-    next: Run
+    next: Run | None = None
+    nodes: tuple[str, ...] = ()
     decided: bool = False
 
 
