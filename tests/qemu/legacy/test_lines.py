@@ -100,7 +100,8 @@ def test_no_form_that_was_removed_is_emitted(words, version, tmp_path):
 GONE = {
     "7.2": {
         "-no-kvm", "-no-kvm-irqchip", "-no-kvm-pit", "-no-kvm-pit-reinjection", "-tdf",
-        "-localtime", "-startdate", "-rtc-td-hack", "-redir", "-tftp", "-bootp", "-smb", "-soundhw", "-balloon",
+        "-localtime", "-startdate", "-rtc-td-hack", "-redir", "-tftp", "-bootp", "-smb",
+        "-soundhw", "-balloon",
         "-watchdog", "-sdl", "-curses", "-alt-grab", "-ctrl-grab", "-no-frame", "-no-quit",
         "-clock", "-pcidevice", "-hdachs", "-std-vga", "-nodefconfig", "-virtioconsole",
         "-tb-size", "-realtime", "-net",
