@@ -16,6 +16,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("restart", "stop and start machines"),
             ("pause", "stop the vCPUs; nothing is lost"),
             ("resume", "let the vCPUs run again"),
+            ("fork", "make running copies of a running machine, copy-on-write"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),
@@ -78,6 +79,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),
+        ("serve", "serve images of any format as live disks, over NBD"),
     ),
 }
 """Verbs of two words, by their first; the family itself stands in ``GROUPS``."""

@@ -35,7 +35,7 @@ _CHANNELS = 30
 def monitor(runtime: Runtime) -> list[Argument]:
     """Return the QMP socket by which wirt talks to QEMU."""
     return [
-        Argument("-chardev", _socket("qmp", runtime.socket("qmp"))),
+        Argument("-chardev", _listening("qmp", "qmp", runtime)),
         Argument("-mon", {"chardev": "qmp", "mode": "control"}),
     ]
 
@@ -124,7 +124,9 @@ def _chardev(backend: CharBackend, name: str, socket: str, runtime: Runtime) -> 
 def _backend(backend: CharBackend, name: str, socket: str, runtime: Runtime) -> QapiObject:
     match backend:
         case Console():
-            return _socket(name, runtime.socket(socket))
+            return _listening(name, socket, runtime)
+        case UnixSocket() if backend == UnixSocket():
+            return _listening(name, socket, runtime)
         case UnixSocket():
             path = runtime.path(backend.path) if backend.path else runtime.socket(socket)
             return _socket(name, path, server=backend.server, wait=backend.wait)
@@ -165,6 +167,14 @@ def parse_other(other: Other) -> QapiObject:
             raise SpecError(f"{option!r} is not KEY=VALUE", hint="as QEMU's -chardev, without id")
         value[key] = text.replace(",,", ",")
     return value
+
+
+def _listening(name: str, socket: str, runtime: Runtime) -> QapiObject:
+    """A socket of wirt's: QEMU binds it, or takes one that listens already."""
+    if socket not in runtime.socket_fds:
+        return _socket(name, runtime.socket(socket))
+    fd = str(runtime.socket_fds[socket])
+    return {"backend": "socket", "id": name, "fd": fd, "server": True, "wait": False}
 
 
 def _socket(name: str, path: str, *, server: bool = True, wait: bool = False) -> QapiObject:

@@ -35,7 +35,7 @@ def arguments(
         *identity(machine),
         *board_arguments(machine, runtime, capabilities),
         *processor(machine, runtime),
-        *memory(machine, runtime),
+        *memory(machine, runtime, capabilities),
         *firmware(machine, runtime),
         *boot_arguments(machine, runtime),
         *(() if runtime.attended else chardev.monitor(runtime)),
@@ -79,13 +79,18 @@ def _devices(machine: Machine, runtime: Runtime) -> list[Argument]:
         *chardev.monitors(machine.monitors, runtime),
         *chardev.channels(machine.channels, board, runtime),
         *(devices.entropy(board) if machine.rng else ()),
-        *(devices.balloon(board) if machine.balloon else ()),
+        *(devices.balloon(board) if has_balloon(machine, runtime) else ()),
         *(devices.generation_id(runtime) if machine.vmgenid else ()),
         *devices.watchdog(machine, board),
         *devices.panic_notifier(machine),
         *sound(machine, board),
     ]
     return [*board.ports(), *made]
+
+
+def has_balloon(machine: Machine, runtime: Runtime) -> bool:
+    """QEMU gives pages back by punching holes into a memory file, where siblings read."""
+    return machine.balloon and not runtime.memory_file
 
 
 def _running(machine: Machine, runtime: Runtime) -> list[Argument]:

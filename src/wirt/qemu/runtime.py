@@ -28,6 +28,7 @@ class Runtime:
     An ``attended`` QEMU belongs to the person who started it: no QMP socket of wirt's, and
     messages without time stamps.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
+    ``socket_fds`` has descriptors that listen already, by the names that ``socket`` takes.
     """
 
     accelerator: str
@@ -41,6 +42,7 @@ class Runtime:
     uplinks: Mapping[str, QapiObject] = field(default_factory=dict)
     memory_file: str = ""
     memory_shared: bool = False
+    socket_fds: Mapping[str, int] = field(default_factory=dict)
     incoming: bool = False
     paused: bool = False
     sandbox: bool = True

@@ -86,6 +86,13 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     rng: Annotated[bool, setting("Entropy from the host (virtio-rng)")] = True
     balloon: Annotated[bool, setting("Memory can be given back (virtio-balloon)")] = True
     vmgenid: Annotated[bool, setting("Tell the guest when it was forked or restored")] = True
+    forkable: Annotated[
+        Literal["auto", "on", "off"],
+        setting(
+            "Memory in a file, so that forks share it at once, instead of a balloon; "
+            "auto: with TCG, where there is room"
+        ),
+    ] = "auto"
     panic_notifier: Annotated[bool, setting("The guest can tell its panics (needs ACPI)")] = True
     watchdog: Annotated[Watchdog | None, setting("Watchdog")] = None
     actions: Annotated[Actions, setting("Reactions to events in the guest")] = Actions()
