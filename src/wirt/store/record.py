@@ -31,6 +31,19 @@ class Summary(msgspec.Struct, frozen=True):
     size: int = 0
 
 
+class ServedImage(msgspec.Struct, frozen=True):
+    """An image that QEMU does not open by itself: wirt serves it over NBD."""
+
+    disk: int
+    """Index of the disk in the description."""
+    path: str
+    format: str
+    why: str
+    read_only: bool
+    below: bool = False
+    """It is what the disk's overlay names, not the disk's own image."""
+
+
 class Run(msgspec.Struct, frozen=True):
     """One life of the QEMU process."""
 
@@ -44,6 +57,10 @@ class Run(msgspec.Struct, frozen=True):
     paused_on_request: bool = False
     forwards: tuple[tuple[str, int, int], ...] = ()
     """Protocol, host port, guest port, as they are open now."""
+    served: tuple[ServedImage, ...] = ()
+    server_pid: int = 0
+    """The process that serves them, with its start time."""
+    server_start_ticks: int = 0
 
 
 class Record(msgspec.Struct, frozen=True):

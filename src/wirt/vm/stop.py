@@ -28,6 +28,7 @@ from wirt.store.record import Record, read_record, write_record
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.disk_serving import end_disk_server
 from wirt.vm.monitor import connect
 from wirt.vm.session import guest_session
 from wirt.vm.start import end_unstarted, processes_with
@@ -140,6 +141,7 @@ def settle(paths: VmPaths, record: Record, ended: str) -> None:
     """Record that a machine is down, and remove its sockets."""
     for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
         process.wait(_QUIT_SECONDS)
+    end_disk_server(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     write_record(
         paths.record, msgspec.structs.replace(record, phase="stopped", run=None, ended=ended)
