@@ -34,8 +34,10 @@ def obstacles(paths: VmPaths, machine: Machine) -> list[tuple[str, str]]:
     """Return (device and why it cannot be forked, cure) for each disk that cannot."""
     found = [
         (
-            f"disk {disk_id(machine.disks[image.disk], image.disk)} is served to QEMU by wirt "
-            f"({image.why})",
+            (
+                f"disk {disk_id(machine.disks[image.disk], image.disk)} is served to QEMU by wirt "
+                f"({image.why})"
+            ),
             "convert it: wirt img convert -O qcow2",
         )
         for image in find_served(paths, machine)

@@ -34,7 +34,7 @@ from wirt.store.record import Handover, write_record
 from wirt.store.states import Manifest, make_memory_directory
 from wirt.units import MIB
 from wirt.vm.forking.disks import freeze_variables, let_family_read
-from wirt.vm.forking.handover import clear_beside, take_names, undo
+from wirt.vm.forking.handover import clear_beside, go_on, take_names, undo
 from wirt.vm.forking.incoming import IGNORE_SHARED
 from wirt.vm.forking.source import Frozen, Source
 from wirt.vm.memory import room
@@ -127,7 +127,7 @@ class Copying:
         qmp.execute("migrate-continue", {"state": _STOPPED})
         _await(qmp, "completed", receiver)
         failpoint("saved")
-        qmp.execute("cont")
+        go_on(qmp)
         if not runs:  # a moment later: from where QEMU has put it now, it cannot be saved again
             qmp.execute("stop")
         pause = time.time() - begin if runs else 0.0
