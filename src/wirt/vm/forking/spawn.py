@@ -31,13 +31,13 @@ from wirt.store.record import Record, Run, write_record
 from wirt.store.states import State, using
 from wirt.vm import preflight, state
 from wirt.vm.context import Context
-from wirt.vm.create import random_mac, random_uuid
 from wirt.vm.description import summarise
 from wirt.vm.forking.disks import make_overlay
 from wirt.vm.forking.forkable import is_shared_wire, private_copy
 from wirt.vm.forking.identity import await_answer, lay_before, new_identity
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
+from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keeping import start_keeper
 from wirt.vm.ownership import choose_uid, give, make_runtime
 from wirt.vm.start import for_tcg, forwards
@@ -135,7 +135,8 @@ class Birth:
                 shutil.copyfile(self.ground.state.uefi_variables, paths.uefi_variables)
         except OSError as error:
             raise host_error(error, paths.uefi_variables) from error
-        write_file(paths.spec, toml.dump(spec).encode(), durable=False)
+        text = toml.dump(spec, explained=not self.wish.temporary)
+        write_file(paths.spec, text.encode(), durable=False)
         summary = summarise(paths, spec)
         self._record = msgspec.structs.replace(
             self._record, summary=summary, phase="starting", unborn=True
