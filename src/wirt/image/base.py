@@ -58,6 +58,8 @@ class Extent:
     storage: Storage | None = None
     storage_offset: int | None = None
     compressed: bool = False
+    reserved_offset: int | None = None
+    """Where the file has room for a run that does not show what lies there."""
 
     @property
     def end(self) -> int:

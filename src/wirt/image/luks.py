@@ -136,6 +136,30 @@ class LuksHeader:
         ]
         return b"".join([fixed, *slots])
 
+    def describe(self) -> dict[str, object]:
+        """What ``info`` tells of it, with QEMU's keys."""
+        mode, _, generator = self.mode.partition("-")
+        generator, _, generator_hash = generator.partition(":")
+        bits = self.key_bytes * 8 // (2 if mode == "xts" else 1)
+        members: dict[str, object] = {
+            "cipher-alg": f"{self.cipher}-{bits}",
+            "cipher-mode": mode,
+            "ivgen-alg": generator,
+            "hash-alg": self.hash,
+            "payload-offset": self.payload_offset * SECTOR,
+            "master-key-iters": self.digest_iterations,
+            "uuid": self.uuid,
+            "slots": [_describe_slot(slot) for slot in self.slots],
+        }
+        return members | ({"ivgen-hash-alg": generator_hash} if generator_hash else {})
+
+
+def _describe_slot(slot: KeySlot) -> dict[str, object]:
+    members: dict[str, object] = {"active": slot.active, "key-offset": slot.offset * SECTOR}
+    if slot.active:
+        members |= {"iters": slot.iterations, "stripes": slot.stripes}
+    return members
+
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0")[0].decode("ascii", "replace")
@@ -153,7 +177,7 @@ def unlock(read: Callable[[int, int], bytes], secret: bytes) -> tuple[LuksHeader
             key = _open_slot(header, slot, read, secret)
             if _digest_of(header, key) == header.digest:
                 return header, make_cipher(header.cipher, header.mode, key)
-    raise ImageAccessDenied("the passphrase does not open the image")
+    raise ImageAccessDenied("Invalid password, cannot unlock any keyslot")
 
 
 def _open_slot(
