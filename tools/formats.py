@@ -43,10 +43,13 @@ Every format reads and, where marked, writes in place; a subformat may do less:
   AES-CBC, sectors of 512 to 4096 bytes). A new disk is garbage until it is written. Needs
   `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
-- **bochs**: growing disks.
+- **bochs**: growing, sparse and, over a base disk, undoable and volatile ones. A redolog names no
+  base: it is found by its own name, without `.redolog`. **bochs-concat**: flat files that are
+  counted up (`c.img1`, `c.img2` …); it is never guessed, say `--format bochs-concat`.
 - **cloop**: versions 1 to 4 with every compression; version 2 is made, and written once: from its
   start to its end, as `wirt img convert` does.
-- **parallels**: single files; disks with an extension (dirty bitmaps) can be read only.
+- **parallels**: single files, and `.hdd` directories with snapshots and several storages, of which
+  the top images are written. Disks with an extension (dirty bitmaps) can be read only.
 """
 
 
