@@ -36,6 +36,9 @@ Every format reads and, where marked, writes in place; a subformat may do less:
 - **vmdk**: streamOptimized and version 3 disks can be read only; seSparse is not supported.
 - **cow**: overlays of User-mode Linux (`subformat=uml3`, `uml2`, `uml1`), whose backing file must
   not change, and of QEMU before 2.2 (`subformat=qemu`), which need none.
+- **dmg**: UDIF with every compression (ADC, zlib, bzip2, LZFSE, LZMA), and images encrypted with
+  a passphrase, whatever is inside. **sparseimage**, **sparsebundle** (name the directory; its
+  bands are opened if you allow it). LZFSE needs `wirt[apple]`, encryption `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
 - **bochs**: growing disks. **cloop**: version 2.0.
 - **parallels**: single files; disks with an extension (dirty bitmaps) can be read only.

@@ -16,6 +16,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("restart", "stop and start machines"),
             ("pause", "stop the vCPUs; nothing is lost"),
             ("resume", "let the vCPUs run again"),
+            ("fork", "make running copies of a running machine, copy-on-write"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),

@@ -246,6 +246,11 @@ class CompressedWriter(Image):
     ) -> None:
         """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
 
+    def write_units(self, units: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        """Store many units (offset, packed, plain), in order."""
+        for offset, packed, plain in units:
+            self.write_compressed(offset, packed, plain)
+
 
 class DirectAllocator(WritableImage):
     """A format that can hand out places in a storage, for the kernel to copy into."""
@@ -403,6 +408,10 @@ class Related(ABC):
         """Open an ``extent`` with the image's own mode. Raises ImageError."""
 
     @abstractmethod
+    def folder(self, name: str, *, role: str, most: int) -> Mapping[str, int]:
+        """Return the sizes of the files in a folder. Raises OutOfBounds beyond ``most`` files."""
+
+    @abstractmethod
     def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see find_format
         """Open the first of ``names`` that exists, read-only, as the parent.
 
@@ -434,6 +443,8 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[tuple[type[Image], ...]] = ()
     """What ``open`` may return: the interfaces of these classes are what the format can do."""
+    bundle_file: ClassVar[str] = ""
+    """A directory with this file in it is an image: opening it opens this file."""
     has_backing: ClassVar[bool] = False
     """An image may show another one through (a backing file, a parent)."""
     has_compression: ClassVar[bool] = False

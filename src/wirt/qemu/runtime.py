@@ -36,7 +36,10 @@ class Runtime:
     ``served`` maps the index of a disk to the image of it that QEMU does not open by itself.
     ``uplinks`` maps the id of a netdev (``nic0-net``) to the backend that the host has made
     for it: a TAP as descriptor, the path of a switch.
+    An ``attended`` QEMU belongs to the person who started it: no QMP socket of wirt's, and
+    messages without time stamps.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
+    ``socket_fds`` has descriptors that listen already, by the names that ``socket`` takes.
     """
 
     accelerator: str
@@ -51,9 +54,11 @@ class Runtime:
     uplinks: Mapping[str, QapiObject] = field(default_factory=dict)
     memory_file: str = ""
     memory_shared: bool = False
+    socket_fds: Mapping[str, int] = field(default_factory=dict)
     incoming: bool = False
     paused: bool = False
     sandbox: bool = True
+    attended: bool = False
     vmgenid: str = "auto"
 
     def path(self, path: str) -> str:

@@ -150,9 +150,9 @@ def new_state(home: Home) -> Iterator[StatePaths]:
         os.mkdir(paths.holds, 0o700)
         yield paths
     finally:
-        if not os.path.exists(paths.manifest):
-            _erase(home, paths)
         os.close(lock)
+        if not os.path.exists(paths.manifest):
+            _remove_unneeded(home, paths)
 
 
 def publish(paths: StatePaths, manifest: Manifest) -> State:

@@ -30,7 +30,8 @@ def choose_uid(home: Home) -> int:
     """Return a uid that no other machine of this home has; 0 when not root."""
     if os.geteuid() != 0:
         return 0
-    used = {read_record(home.vm(name).record).uid for name in machine_names(home)}
+    records = [read_record(home.vm(name).record) for name in machine_names(home)]
+    used = {record.uid for record in records} | {record.group for record in records}
     for _ in range(10 * _UIDS):
         uid = vm_uid(secrets.randbelow(_UIDS))
         if uid not in used:
@@ -83,7 +84,7 @@ def require_reachable(
         )
     for disk in (one for index, one in enumerate(machine.disks) if index not in served):
         for backing in _backing_files(image_path(paths, disk), disk.format):
-            if not reachable(backing, record.uid, write=False):
+            if not reachable(backing, record.uid, group=record.group, write=False):
                 raise HostError(
                     f"QEMU runs as uid {record.uid}, which cannot read {backing}",
                     hint=f"wirt pull {backing} makes a shared image of it; or --own-disk",
@@ -134,11 +135,11 @@ def close_all(opened: dict[str, tuple[int, bool]]) -> None:
         os.close(fd)
 
 
-def reachable(path: str, uid: int, *, write: bool) -> bool:
-    """True if ``uid``, a member of no group, can open ``path``."""
+def reachable(path: str, uid: int, *, group: int = 0, write: bool) -> bool:
+    """True if ``uid``, a member of no group but ``group``, can open ``path``."""
     path = os.path.realpath(path)
     want = stat.S_IROTH | (stat.S_IWOTH if write else 0)
-    return _grants(path, uid, want) and not closed_directory(path, uid)
+    return _grants(path, uid, want, group) and not closed_directory(path, uid)
 
 
 def closed_directory(path: str, uid: int) -> str:
@@ -151,8 +152,10 @@ def closed_directory(path: str, uid: int) -> str:
     return ""
 
 
-def _grants(path: str, uid: int, want: int) -> bool:
+def _grants(path: str, uid: int, want: int, group: int = 0) -> bool:
     info = os.stat(path)
     if info.st_uid == uid:
         want <<= 6
+    elif group and info.st_gid == group:
+        want <<= 3
     return info.st_mode & want == want

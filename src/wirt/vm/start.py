@@ -18,6 +18,7 @@ from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
+from wirt.host.holders import kill_holders
 from wirt.host.process import detach, find_program
 from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
@@ -29,6 +30,7 @@ from wirt.qemu.render import argv as render
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
 from wirt.spec.nic import User
+from wirt.store.atomic import write_file
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
@@ -42,8 +44,10 @@ from wirt.vm.disk_serving import (
     start_disk_server,
     with_server,
 )
+from wirt.vm.forking.handover import recover
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
+from wirt.vm.memory import prepare_memory, remove_memory
 from wirt.vm.monitor import connect
 from wirt.vm.served import as_served, find_served, sockets
 
@@ -58,6 +62,7 @@ def start(context: Context, name: str, *, paused: bool = False) -> bool:
     """
     prepare(context.home)
     with locked(context.home, name, waiting=context.say) as paths:
+        recover(context, paths)
         if _go_on(paths):
             return False
         start_locked(context, paths, paused=paused)
@@ -70,7 +75,7 @@ def _go_on(paths: VmPaths) -> bool:
     if not run_lock_is_held(paths.run_lock):
         return False
     if record.phase != "running":
-        end_unstarted(paths)
+        kill_holders(paths.run_lock)  # its guest never ran, so nothing is lost
         return False
     if record.run and record.run.served:
         ensure_disk_server(paths, record, load_spec(paths))
@@ -79,45 +84,6 @@ def _go_on(paths: VmPaths) -> bool:
             if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
                 qmp.execute("cont")
     return True
-
-
-def end_unstarted(paths: VmPaths) -> None:
-    """End a QEMU whose start was killed: its guest never ran, so nothing is lost."""
-    holders = processes_with(paths.run_lock)
-    for process in holders:
-        process.kill()
-    for process in holders:
-        process.wait(10.0)
-
-
-def processes_with(path: str) -> list[ProcessId]:
-    """Return the processes that have ``path`` open, as far as we may look."""
-    try:
-        wanted = os.stat(path)
-    except FileNotFoundError:
-        return []
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid() and _has_open(entry, wanted):
-            process = ProcessId.of(int(entry))
-            if process is not None:
-                found.append(process)
-    return found
-
-
-def _has_open(pid: str, wanted: os.stat_result) -> bool:
-    directory = f"/proc/{pid}/fd"
-    try:
-        return any(_same(f"{directory}/{fd}", wanted) for fd in os.listdir(directory))
-    except OSError:
-        return False  # gone, or another user's
-
-
-def _same(path: str, wanted: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), wanted)
-    except OSError:
-        return False
 
 
 def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
@@ -146,10 +112,17 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     descriptors = ownership.descriptors_needed(
         paths, machine, record, {image.disk for image in images if not image.below}
     )
+    memory = prepare_memory(context, paths, machine, record, accelerator)
+    write_file(paths.started, msgspec.json.encode(machine), durable=False)
+    machine = for_tcg(machine, record, accelerator.name)
+    runtime = replace(
+        runtime_of(paths, machine, accelerator),
+        fd_paths={image: fd for image, (fd, _) in descriptors.items()},
+        memory_file=memory,
+        memory_shared=bool(memory),
+    )
     try:
-        _start(
-            paths, machine, record, capabilities, accelerator, descriptors, images, paused=paused
-        )
+        _start(paths, machine, record, capabilities, accelerator, runtime, images, paused=paused)
     finally:
         ownership.close_all(descriptors)
         discard.remove_overlays(paths, machine)
@@ -161,14 +134,11 @@ def _start(
     record: Record,
     capabilities: Capabilities,
     accelerator: Accelerator,
-    descriptors: dict[str, tuple[int, bool]],
+    runtime: Runtime,
     images: tuple[ServedImage, ...],
     *,
     paused: bool,
 ) -> None:
-    machine = _for_tcg(machine, record, accelerator)
-    fds = {image: fd for image, (fd, _) in descriptors.items()}
-    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -179,7 +149,8 @@ def _start(
         accelerator_reason=accelerator.reason,
         argv=tuple(line),
         paused_on_request=paused,
-        forwards=_forwards(machine),
+        forwards=forwards(machine),
+        memory="file" if runtime.memory_file else "anonymous",
         served=images,
     )
     ownership.make_runtime(paths, record)
@@ -232,6 +203,7 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     import shutil
 
     shutil.rmtree(paths.runtime, ignore_errors=True)
+    remove_memory(paths)
     why = error.message if isinstance(error, WirtError) else "the start was interrupted"
     write_record(
         paths.record,
@@ -239,10 +211,10 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     )
 
 
-def _for_tcg(machine: Machine, record: Record, accelerator: Accelerator) -> Machine:
+def for_tcg(machine: Machine, record: Record, accelerator: str) -> Machine:
     """A kernel of our own image need not guard a CPU that is emulated."""
     boot = machine.boot
-    if accelerator.name != "tcg" or not record.image_id or not boot.cmdline:
+    if accelerator != "tcg" or not record.image_id or not boot.cmdline:
         return machine
     boot = msgspec.structs.replace(boot, cmdline=f"{boot.cmdline} {TCG_ARGUMENTS}")
     return msgspec.structs.replace(machine, boot=boot)
@@ -271,10 +243,11 @@ def command_line(
     """Return QEMU's command line with what confines it in front."""
     binary = find_program(machine.qemu.binary or DEFAULT_BINARY)
     line = render(binary, arguments(machine, runtime, capabilities))
-    return [*confinement(record.uid, kvm=runtime.accelerator == "kvm"), *line]
+    kvm = runtime.accelerator == "kvm"
+    return [*confinement(record.uid, kvm=kvm, group=record.group), *line]
 
 
-def _forwards(machine: Machine) -> tuple[tuple[str, int, int], ...]:
+def forwards(machine: Machine) -> tuple[tuple[str, int, int], ...]:
     return tuple(
         (forward.protocol, forward.host_port, forward.guest_port)
         for nic in machine.nics
