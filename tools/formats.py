@@ -25,6 +25,10 @@ one through, which is opened only if you allow it. *compressed*: compressed data
 """
 
 NOTES = """
+Whatever the bytes of an image, reading, checking or writing it ends with data or with one of the
+image errors, within a second and 64 MiB: `make fuzz` damages images of every format in this table
+while the kernel holds those limits.
+
 Every format reads and, where marked, writes in place; a subformat may do less:
 
 - **vpc**: differencing disks are read through their sector bitmaps and parents, which qemu-img
