@@ -28,6 +28,10 @@ qemu-img's.
 """
 
 NOTES = """
+Whatever the bytes of an image, reading, checking or writing it ends with data or with one of the
+image errors, within a second and 64 MiB: `make fuzz` damages images of every format in this table
+while the kernel holds those limits.
+
 Every format reads and, where marked, does the rest; a subformat may do less:
 
 - **vpc**: differencing disks are read through their sector bitmaps and parents, which qemu-img
