@@ -15,7 +15,8 @@ RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyrin
 	uidmap openssh-client python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl \
 	grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin \
-	bximage cloop-utils
+	bximage cloop-utils \
+	vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt openssh-server iputils-ping tshark
 BENCH_PACKAGES := xfsprogs
 
 .PHONY: demo test check bench docs fmt fuzz clean

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from wirt.errors import HostError
+from wirt.spec.nic import Nic
 from wirt.store.atomic import host_error, write_file
 
 VERSION = 1
@@ -31,6 +32,20 @@ class Summary(msgspec.Struct, frozen=True):
     size: int = 0
 
 
+class Wire(msgspec.Struct, frozen=True):
+    """A network card as it is plugged now, which the description may not say any more."""
+
+    index: int
+    """Its number in the names of devices and hubs."""
+    nic: Nic
+    interface: str = ""
+    """The TAP behind it."""
+    place: str = ""
+    """Bus or slot of a card that was plugged while the machine ran."""
+    hub: int | None = None
+    """Between card and backend; None: they are joined, and stay so."""
+
+
 class Run(msgspec.Struct, frozen=True):
     """One life of the QEMU process."""
 
@@ -44,6 +59,7 @@ class Run(msgspec.Struct, frozen=True):
     paused_on_request: bool = False
     forwards: tuple[tuple[str, int, int], ...] = ()
     """Protocol, host port, guest port, as they are open now."""
+    wires: tuple[Wire, ...] = ()
 
 
 class Record(msgspec.Struct, frozen=True):

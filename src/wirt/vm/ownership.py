@@ -11,7 +11,7 @@ import secrets
 import stat
 
 from wirt.errors import HostError
-from wirt.host.confine import vm_uid
+from wirt.host.confine import switch_uid, vm_uid
 from wirt.image.base import AllowLocalFiles
 from wirt.image.open import open_image
 from wirt.qemu.block import is_read_only
@@ -30,6 +30,7 @@ def choose_uid(home: Home) -> int:
     if os.geteuid() != 0:
         return 0
     used = {read_record(home.vm(name).record).uid for name in machine_names(home)}
+    used.add(switch_uid())
     for _ in range(10 * _UIDS):
         uid = vm_uid(secrets.randbelow(_UIDS))
         if uid not in used:

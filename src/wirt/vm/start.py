@@ -18,6 +18,7 @@ from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
+from wirt.host.holders import processes_with
 from wirt.host.process import detach, find_program
 from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
@@ -28,17 +29,18 @@ from wirt.qemu.nic import unplugged_links
 from wirt.qemu.render import argv as render
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
-from wirt.spec.nic import User
+from wirt.spec.nic import Switch
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
-from wirt.store.record import Record, Run, read_record, write_record
+from wirt.store.record import Record, Run, Wire, read_record, write_record
 from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, summarise
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import Uplinks, make_uplinks, open_forwards, release_all
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -54,7 +56,17 @@ def start(context: Context, name: str, *, paused: bool = False) -> bool:
         if _go_on(paths):
             return False
         start_locked(context, paths, paused=paused)
-        return True
+    if any(isinstance(wire.nic.backend, Switch) for wire in _wires(paths)):
+        # Its switch may have been down, and others on it are to be plugged in again.
+        from wirt.vm.network.mend import mend
+
+        mend(context)
+    return True
+
+
+def _wires(paths: VmPaths) -> tuple[Wire, ...]:
+    run = read_record(paths.record).run
+    return run.wires if run is not None else ()
 
 
 def _go_on(paths: VmPaths) -> bool:
@@ -81,36 +93,6 @@ def end_unstarted(paths: VmPaths) -> None:
         process.wait(10.0)
 
 
-def processes_with(path: str) -> list[ProcessId]:
-    """Return the processes that have ``path`` open, as far as we may look."""
-    try:
-        wanted = os.stat(path)
-    except FileNotFoundError:
-        return []
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid() and _has_open(entry, wanted):
-            process = ProcessId.of(int(entry))
-            if process is not None:
-                found.append(process)
-    return found
-
-
-def _has_open(pid: str, wanted: os.stat_result) -> bool:
-    directory = f"/proc/{pid}/fd"
-    try:
-        return any(_same(f"{directory}/{fd}", wanted) for fd in os.listdir(directory))
-    except OSError:
-        return False  # gone, or another user's
-
-
-def _same(path: str, wanted: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), wanted)
-    except OSError:
-        return False
-
-
 def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
     """Start a machine whose lock the caller holds and which is down."""
     machine = load_spec(paths)
@@ -127,9 +109,21 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     discard.make_overlays(paths, machine)
     ownership.require_reachable(paths, machine, record)
     machine = preflight.with_free_ports(machine)
+    if record.run is not None:  # it ended by itself, and nobody cleaned up behind it
+        release_all(context, paths.name, record.run.wires)
     descriptors = ownership.descriptors_needed(paths, machine, record)
     try:
-        _start(paths, machine, record, capabilities, accelerator, descriptors, paused=paused)
+        uplinks = make_uplinks(context, machine)
+        try:
+            _start(
+                paths, machine, record, capabilities, accelerator, descriptors, uplinks,
+                paused=paused,
+            )  # fmt: skip
+        except BaseException:
+            release_all(context, paths.name, uplinks.wires)
+            raise
+        finally:
+            uplinks.close()
     finally:
         ownership.close_all(descriptors)
         discard.remove_overlays(paths, machine)
@@ -142,12 +136,13 @@ def _start(
     capabilities: Capabilities,
     accelerator: Accelerator,
     descriptors: dict[str, tuple[int, bool]],
+    uplinks: Uplinks,
     *,
     paused: bool,
 ) -> None:
     machine = _for_tcg(machine, record, accelerator)
     fds = {image: fd for image, (fd, _) in descriptors.items()}
-    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds)
+    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds, uplinks=uplinks.values)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -158,14 +153,15 @@ def _start(
         accelerator_reason=accelerator.reason,
         argv=tuple(line),
         paused_on_request=paused,
-        forwards=_forwards(machine),
+        forwards=open_forwards(machine.nics),
+        wires=tuple(uplinks.wires),
     )
     ownership.make_runtime(paths, record)
     ownership.give(paths, record)
     record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
     write_record(paths.record, record)
     try:
-        launched = _launch(paths, line, list(runtime.fd_paths.values()))
+        launched = _launch(paths, line, [*runtime.fd_paths.values(), *uplinks.fds])
         try:
             _settle(paths, machine, record, run, launched)
         except BaseException:
@@ -247,12 +243,3 @@ def command_line(
     binary = find_program(machine.qemu.binary or DEFAULT_BINARY)
     line = render(binary, arguments(machine, runtime, capabilities))
     return [*confinement(record.uid, kvm=runtime.accelerator == "kvm"), *line]
-
-
-def _forwards(machine: Machine) -> tuple[tuple[str, int, int], ...]:
-    return tuple(
-        (forward.protocol, forward.host_port, forward.guest_port)
-        for nic in machine.nics
-        if isinstance(nic.backend, User)
-        for forward in nic.backend.forwards
-    )

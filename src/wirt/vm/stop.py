@@ -18,6 +18,7 @@ from wirt.errors import (
     WirtError,
     WrongState,
 )
+from wirt.host.holders import processes_with
 from wirt.host.process_id import ProcessId
 from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
@@ -29,8 +30,9 @@ from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import release_all
 from wirt.vm.session import guest_session
-from wirt.vm.start import end_unstarted, processes_with
+from wirt.vm.start import end_unstarted
 
 DEFAULT_SECONDS = 90.0
 _QUIT_SECONDS = 15.0
@@ -56,17 +58,17 @@ def stop_locked(context: Context, paths: VmPaths, *, timeout: float, force: bool
     record = read_record(paths.record)
     if not run_lock_is_held(paths.run_lock):
         if record.phase != "stopped":
-            settle(paths, record, state.look(paths, ask=False).note)
+            settle(context, paths, record, state.look(paths, ask=False).note)
         return False
     process = state.process_of(record)
     if record.phase != "running" or process is None:
         end_unstarted(paths)
-        settle(paths, record, "its start was interrupted")
+        settle(context, paths, record, "its start was interrupted")
         return True
     how = _power_off(context, paths, record, process, timeout) if not force else ""
     if not how:
         how = _quit(paths, record, process)
-    settle(paths, record, how)
+    settle(context, paths, record, how)
     return True
 
 
@@ -136,10 +138,12 @@ def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
     return "QEMU did not answer and was killed"
 
 
-def settle(paths: VmPaths, record: Record, ended: str) -> None:
-    """Record that a machine is down, and remove its sockets."""
+def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None:
+    """Record that a machine is down, and remove its sockets and what its cards left."""
     for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
         process.wait(_QUIT_SECONDS)
+    if record.run is not None:
+        release_all(context, paths.name, record.run.wires)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     write_record(
         paths.record, msgspec.structs.replace(record, phase="stopped", run=None, ended=ended)
