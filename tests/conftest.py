@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from wirt.catalog.build import build_image
@@ -15,6 +16,10 @@ from wirt.catalog.catalog import Catalog
 from wirt.catalog.recipe import Recipe
 from wirt.errors import MissingDependency
 from wirt.host.process import find_program
+
+# A busy machine is slow: time is for the benchmarks to judge.
+hypothesis.settings.register_profile("wirt", deadline=None)
+hypothesis.settings.load_profile("wirt")
 
 _PROGRAMS = {"needs_qemu": "qemu-system-x86_64", "needs_qemu_img": "qemu-img"}
 

@@ -34,8 +34,18 @@ Every format reads and, where marked, writes in place; a subformat may do less:
 - **vdi**: resizing is for dynamic disks. Differencing disks do not name their parent's file;
   it is looked for as `{id}.vdi` beside them.
 - **vmdk**: streamOptimized and version 3 disks can be read only; seSparse is not supported.
+- **cow**: overlays of User-mode Linux (`subformat=uml3`, `uml2`, `uml1`), whose backing file must
+  not change, and of QEMU before 2.2 (`subformat=qemu`), which need none.
+- **dmg**: UDIF with every compression (ADC, zlib, bzip2, LZFSE, LZMA), and images encrypted with
+  a passphrase, whatever is inside. **sparseimage**, **sparsebundle** (name the directory; its
+  bands are opened if you allow it). LZFSE needs `wirt[apple]`, encryption `wirt[crypto]`.
+- **luks**: version 1 is read and written; version 2 is read (keys by PBKDF2 and Argon2, AES-XTS and
+  AES-CBC, sectors of 512 to 4096 bytes). A new disk is garbage until it is written. Needs
+  `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
-- **bochs**: growing disks. **cloop**: version 2.0.
+- **bochs**: growing disks.
+- **cloop**: versions 1 to 4 with every compression; version 2 is made, and written once: from its
+  start to its end, as `wirt img convert` does.
 - **parallels**: single files; disks with an extension (dirty bitmaps) can be read only.
 """
 

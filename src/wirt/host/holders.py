@@ -53,3 +53,12 @@ def processes_given(argument: str) -> list[ProcessId]:
         if process is not None:
             found.append(process)
     return found
+
+
+def kill_holders(path: str) -> None:
+    """End the processes that have ``path`` open, and wait for it."""
+    holders = processes_with(path)
+    for process in holders:
+        process.kill()
+    for process in holders:
+        process.wait(10.0)

@@ -43,6 +43,7 @@ from wirt.vm.network.uplinks import (
     Uplink,
     make_uplink,
     open_forwards,
+    plain_wires,
     plug_text,
     release,
     set_rate,
@@ -336,5 +337,4 @@ def cards_of(context: Context, name: str) -> list[Wire]:
     paths = find(context.home, name)
     if state.look(paths, ask=False).is_up:
         return list(_wires(paths))
-    machine = load_spec(paths)
-    return [Wire(index, nic, hub=hub_of(nic, index)) for index, nic in enumerate(machine.nics)]
+    return list(plain_wires(load_spec(paths)))

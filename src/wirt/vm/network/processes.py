@@ -10,7 +10,7 @@ from wirt.host.holders import processes_given, processes_with
 from wirt.host.process_id import ProcessId
 from wirt.net import helper
 from wirt.store.layout import NetworkPaths
-from wirt.store.locks import share_run_lock
+from wirt.store.locks import join_run_lock
 from wirt.store.wires import Process
 from wirt.vm.state import boot_id
 
@@ -34,7 +34,7 @@ def tag(paths: NetworkPaths) -> Iterator[int]:
 
     A command may be killed before it has written down what it started.
     """
-    fd = share_run_lock(paths.run_lock)
+    fd = join_run_lock(paths.run_lock)
     try:
         yield fd
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from wirt.errors import WirtError
-from wirt.qemu.nic import hub_of
 from wirt.spec.backend_text import format_backend
 from wirt.store import wires
 from wirt.store.locks import run_lock_is_held
@@ -15,6 +14,7 @@ from wirt.vm.context import Context
 from wirt.vm.description import load_spec
 from wirt.vm.network import bridges, cables, switches
 from wirt.vm.network.cards import wire_id
+from wirt.vm.network.uplinks import plain_wires
 from wirt.vm.network.users import wire_key
 
 
@@ -73,11 +73,7 @@ def _machine(context: Context, name: str, given: dict[tuple[str, str], str]) -> 
     try:
         up = run_lock_is_held(paths.run_lock)
         run = read_record(paths.record).run
-        if up and run is not None:
-            plugged = run.wires
-        else:
-            nics = load_spec(paths).nics
-            plugged = tuple(Wire(i, nic, hub=hub_of(nic, i)) for i, nic in enumerate(nics))
+        plugged = run.wires if up and run is not None else plain_wires(load_spec(paths))
     except WirtError:
         return Machine(name, up=False, cards=())
     return Machine(name, up, tuple(_card(wire, given) for wire in plugged))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from wirt.errors import HostError, MissingDependency, UsageError, WirtError
@@ -87,6 +87,27 @@ def make_uplinks(context: Context, machine: Machine) -> Uplinks:
         release_all(context, machine.name, uplinks.wires)
         raise
     return uplinks
+
+
+@contextlib.contextmanager
+def uplinks_for(context: Context, machine: Machine) -> Iterator[Uplinks]:
+    """Make the host's end of each card for a QEMU that the block starts.
+
+    Raises what ``make_uplinks`` raises. If the block fails, nothing of them is left.
+    """
+    uplinks = make_uplinks(context, machine)
+    try:
+        yield uplinks
+    except BaseException:
+        release_all(context, machine.name, uplinks.wires)
+        raise
+    finally:
+        uplinks.close()
+
+
+def plain_wires(machine: Machine) -> tuple[Wire, ...]:
+    """Return the cards of a machine as they are when the host makes nothing for them."""
+    return tuple(Wire(index, nic, hub=hub_of(nic, index)) for index, nic in enumerate(machine.nics))
 
 
 def open_forwards(nics: Iterable[Nic]) -> tuple[tuple[str, int, int], ...]:
