@@ -20,6 +20,8 @@ TEST_PACKAGES += user-mode-linux uml-utilities dmg2img cryptsetup-bin
 TEST_PACKAGES += xfsprogs
 TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
+TEST_PACKAGES += vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt
+TEST_PACKAGES += openssh-server iputils-ping tshark
 
 .PHONY: demo test check bench docs fmt fuzz clean
 
