@@ -39,8 +39,9 @@ from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
 from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keeping import start_keeper
+from wirt.vm.network.uplinks import open_forwards, plain_wires
 from wirt.vm.ownership import choose_uid, give, make_runtime
-from wirt.vm.start import for_tcg, forwards
+from wirt.vm.start import for_tcg
 
 IDENTITY_SECONDS = 60.0
 
@@ -194,7 +195,8 @@ class Birth:
             accelerator_reason=f"as the state {self.ground.state.id} was frozen with it",
             argv=tuple(self._incoming.argv),
             paused_on_request=self.wish.paused,
-            forwards=forwards(self._machine),
+            forwards=open_forwards(self._machine.nics),
+            wires=plain_wires(self._machine),
             memory="anonymous" if manifest.in_devices else "fork",
         )
 
