@@ -80,6 +80,8 @@ class Budget:
     expansion: int = 1024
     expansion_floor: int = 1 << 30
     seconds: float = float("inf")
+    key_memory: int = 1 << 30
+    """What deriving a key from a passphrase may take; cryptsetup makes images that take this."""
 
 
 class OpenGate(ABC):
@@ -219,6 +221,9 @@ class Image(ABC):
 
 class WritableImage(Image):
     """An image that can be written in place."""
+
+    new_is_zero: ClassVar[bool] = True
+    """A new one reads as zeros."""
 
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...

@@ -13,7 +13,7 @@ from wirt.host.accel import Accelerator
 from wirt.spec.machine import Machine
 from wirt.store.layout import Home, VmPaths
 from wirt.store.record import Record
-from wirt.store.states import make_memory_directory
+from wirt.store.states import make_memory_directory, sweep_states
 from wirt.units import MIB, format_size
 from wirt.vm.context import Context
 
@@ -26,10 +26,13 @@ def prepare_memory(
 ) -> str:
     """Make the memory file of a machine that is about to start; "" if it shall have none."""
     remove_memory(paths)
+    if machine.numa or machine.memory_path:
+        return ""  # several files, or one of the user's own
     if machine.forkable == "off" or (machine.forkable == "auto" and accelerator.name != "tcg"):
         return ""
     try:
         make_memory_directory(context.home)
+        sweep_states(context.home)
         left = room(context.home)
     except OSError:
         left = 0
