@@ -8,9 +8,11 @@ from wirt.errors import UsageError
 from wirt.image.base import Format, NamedFormat
 from wirt.image.formats import (
     bochs,
+    bochs_concat,
     cloop,
     cow,
     dmg,
+    luks,
     parallels,
     qcow,
     qcow2,
@@ -35,7 +37,9 @@ FORMATS: tuple[Format, ...] = (
     vhdx.FORMAT,
     parallels.FORMAT,
     bochs.FORMAT,
+    bochs_concat.FORMAT,
     cloop.FORMAT,
+    luks.FORMAT,
     dmg.FORMAT,
     sparseimage.FORMAT,
     sparsebundle.FORMAT,

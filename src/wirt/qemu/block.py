@@ -109,6 +109,11 @@ def disk_nodes(disk: Disk, index: int, runtime: Runtime) -> list[QapiObject]:
     return nodes
 
 
+def overlay_nodes(disk: Disk, stem: str, filename: str) -> list[QapiObject]:
+    """Return the nodes of a qcow2 overlay that is laid over a running disk by ``snapshot``."""
+    return _pair(disk, stem, "file", filename, "qcow2", read_only=False)
+
+
 def image_name(disk: Disk, index: int, runtime: Runtime) -> str:
     """Return the file that QEMU opens for the image: its path, or the descriptor's."""
     if disk.image in runtime.fd_paths:

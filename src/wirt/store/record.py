@@ -13,6 +13,7 @@ import msgspec
 
 from wirt.errors import HostError
 from wirt.host.process_id import ProcessId
+from wirt.spec.nic import Nic
 from wirt.store.atomic import host_error, write_file
 
 VERSION = 1
@@ -30,6 +31,20 @@ class Summary(msgspec.Struct, frozen=True):
     autostart: bool = False
     mtime_ns: int = 0
     size: int = 0
+
+
+class Wire(msgspec.Struct, frozen=True):
+    """A network card as it is plugged now, which the description may not say any more."""
+
+    index: int
+    """Its number in the names of devices and hubs."""
+    nic: Nic
+    interface: str = ""
+    """The TAP behind it."""
+    place: str = ""
+    """Bus or slot of a card that was plugged while the machine ran."""
+    hub: int | None = None
+    """Between card and backend; None: they are joined, and stay so."""
 
 
 class ServedImage(msgspec.Struct, frozen=True):
@@ -58,15 +73,16 @@ class Run(msgspec.Struct, frozen=True):
     paused_on_request: bool = False
     forwards: tuple[tuple[str, int, int], ...] = ()
     """Protocol, host port, guest port, as they are open now."""
-    served: tuple[ServedImage, ...] = ()
-    server_pid: int = 0
-    """The process that serves them, with its start time."""
-    server_start_ticks: int = 0
+    wires: tuple[Wire, ...] = ()
     memory: Literal["anonymous", "file", "fork"] = "anonymous"
     """``file``: in a file of its own, which can be frozen; ``fork``: private over a state's."""
     later_forwards: tuple[tuple[str, str, tuple[str, int, int]], ...] = ()
     """Forwards that can be opened only when another QEMU lets go of the host's ports:
     netdev, the forward as QEMU writes it, and as ``forwards`` has it."""
+    served: tuple[ServedImage, ...] = ()
+    server_pid: int = 0
+    """The process that serves them, with its start time."""
+    server_start_ticks: int = 0
 
     @property
     def process(self) -> ProcessId:
@@ -77,12 +93,14 @@ class Handover(msgspec.Struct, frozen=True):
     """A machine on its way from the recorded QEMU to a second one, while it is frozen.
 
     Undecided, the first is the machine; decided, the second is. ``images`` are the names in
-    ``disks/`` that an overlay has taken, and the frozen files they had.
+    ``disks/`` that an overlay has taken, and the frozen files they had. Without ``next`` it
+    stays in its QEMU, and is decided when that writes to the overlays (``nodes``).
     """
 
     state: str
     images: tuple[tuple[str, str], ...]
-    next: Run
+    next: Run | None = None
+    nodes: tuple[str, ...] = ()
     decided: bool = False
 
 
