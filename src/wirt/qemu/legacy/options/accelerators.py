@@ -90,8 +90,8 @@ OPTIONS = (
         "tdf", "kvm-36", "2.12", "time drift fix: make up for lost timer ticks", drop, "",
         "KVM's timer makes up for lost ticks by itself now",
     ),
-    valued("kvm-shadow-memory", "kvm-60", "1.3", "memory for shadow page tables", shadow_memory),
-    flag("enable-nesting", "kvm-84", "0.13", "KVM inside the guest", nesting),
+    valued("kvm-shadow-memory", "kvm-60", "by 7.2", "memory for shadow page tables", shadow_memory),
+    flag("enable-nesting", "kvm-84", "0.15", "KVM inside the guest", nesting, "-cpu …,+svm or +vmx"),
     flag(
         "enable-kqemu", "0.11", "0.12", "use kqemu, the kernel module before KVM", with_kvm,
         "-accel kvm", "kqemu is dead; KVM does the same",
@@ -102,7 +102,7 @@ OPTIONS = (
     ),
     flag("no-kqemu", "0.8", "0.11", "do not use kqemu", without_kvm, "-accel tcg"),
     flag(
-        "no-code-copy", "0.8", "0.9.1", "switch off an old trick of the translator", drop, "",
+        "no-code-copy", "0.8", "kvm-72", "switch off an old trick of the translator", drop, "",
         "the trick is gone",
     ),
     valued("tb-size", "kvm-72", "6.0", "translation cache in MiB", cache_size,
