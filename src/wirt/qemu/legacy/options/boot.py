@@ -99,4 +99,4 @@ OPTIONS = (
     valued("fw_cfg", "2.4", "", "file for the guest's firmware", keep),
     valued("acpitable", "0.10", "", "further ACPI table", keep),
     valued("L", "0.8", "", "directory of BIOS and key maps", keep),
-)  # fmt: skip
+)

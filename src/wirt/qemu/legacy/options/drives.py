@@ -296,22 +296,41 @@ def mtd(_draft: Draft, _given: Given) -> Outcome | None:
 
 OPTIONS: tuple[Option, ...] = (
     *(
-        valued(f"hd{letter}", "0.8", "", f"IDE disk {place}", hard_disk,
-               "-blockdev and -device ide-hd", "its format is found in the file, or named")
+        valued(
+            f"hd{letter}",
+            "0.8",
+            "",
+            f"IDE disk {place}",
+            hard_disk,
+            "-blockdev and -device ide-hd",
+            "its format is found in the file, or named",
+        )
         for place, letter in enumerate("abcd")
     ),
     valued(DISK, "0.8", "", "first IDE disk", first_disk, "-blockdev and -device ide-hd"),
     valued("cdrom", "0.8", "", "CD in the third IDE drive", cdrom, "-blockdev and -device ide-cd"),
     valued("fda", "0.8", "", "first floppy", floppy, "-blockdev and -device floppy"),
     valued("fdb", "0.8", "", "second floppy", floppy, "-blockdev and -device floppy"),
-    valued("hdachs", "0.8", "2.12", "geometry of the first disk", geometry,
-           "-device ide-hd,cyls=,heads=,secs="),
+    valued(
+        "hdachs",
+        "0.8",
+        "2.12",
+        "geometry of the first disk",
+        geometry,
+        "-device ide-hd,cyls=,heads=,secs=",
+    ),
     valued("drive", "0.9", "", "a drive in all details", drive, "-blockdev and -device"),
-    flag("snapshot", "0.8", "", "writes to disks are lost at the end", snapshot,
-         "a temporary overlay of each disk"),
+    flag(
+        "snapshot",
+        "0.8",
+        "",
+        "writes to disks are lost at the end",
+        snapshot,
+        "a temporary overlay of each disk",
+    ),
     valued("pflash", "0.9", "", "flash chip with firmware", flash, "-machine pflash0="),
     valued("sd", "0.9", "", "SD card", card, "-device sdhci-pci and -device sd-card"),
     valued("mtdblock", "0.9", "", "on-board flash memory", mtd, "none: it is for boards of ARM"),
     valued("set", "0.12", "", "property of an object of the line", keep),
     valued("iscsi", "1.3", "", "how to log in to iSCSI targets", keep),
-)  # fmt: skip
+)

@@ -474,11 +474,21 @@ OPTIONS: tuple[Option, ...] = (
     valued("net", "0.8", "", "a card or a network on a vlan", net, "-netdev and -device"),
     valued("netdev", "0.12", "", "a network backend", netdev),
     valued("nic", "2.12", "", "a card and its network", nic, "-netdev and -device"),
-    valued("redir", "0.8", "3.1", "a host port that reaches the guest", redir, "-netdev user,hostfwd="),
-    valued("tftp", "0.8", "3.1", "directory served by TFTP", for_user("tftp"),
-           "-netdev user,tftp="),
-    valued("bootp", "0.9", "3.1", "boot file named by DHCP", for_user("bootfile"),
-           "-netdev user,bootfile="),
-    valued("smb", "0.8", "3.1", "directory shared with Windows", for_user("smb"),
-           "-netdev user,smb="),
-)  # fmt: skip
+    valued(
+        "redir", "0.8", "3.1", "a host port that reaches the guest", redir, "-netdev user,hostfwd="
+    ),
+    valued(
+        "tftp", "0.8", "3.1", "directory served by TFTP", for_user("tftp"), "-netdev user,tftp="
+    ),
+    valued(
+        "bootp",
+        "0.9",
+        "3.1",
+        "boot file named by DHCP",
+        for_user("bootfile"),
+        "-netdev user,bootfile=",
+    ),
+    valued(
+        "smb", "0.8", "3.1", "directory shared with Windows", for_user("smb"), "-netdev user,smb="
+    ),
+)
