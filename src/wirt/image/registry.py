@@ -14,69 +14,38 @@ from typing import overload
 
 from wirt.errors import UsageError
 from wirt.image.base import Format, NamedFormat
-from wirt.image.formats import (
-    bochs,
-    bochs_concat,
-    cloop,
-    cow,
-    dmg,
-    luks,
-    parallels,
-    qcow,
-    qcow2,
-    qed,
-    raw,
-    sparsebundle,
-    sparseimage,
-    vdi,
-    vhdx,
-    vmdk,
-    vpc,
-    vvfat,
-)
 
-FORMATS: tuple[Format, ...] = (
-    qcow2.FORMAT,
-    qcow.FORMAT,
-    qed.FORMAT,
-    cow.FORMAT,
-    vmdk.FORMAT,
-    vdi.FORMAT,
-    vhdx.FORMAT,
-    parallels.FORMAT,
-    bochs.FORMAT,
-    bochs_concat.FORMAT,
-    cloop.FORMAT,
-    luks.FORMAT,
-    dmg.FORMAT,
-    sparseimage.FORMAT,
-    sparsebundle.FORMAT,
-    vpc.FORMAT,
-    vvfat.FORMAT,
-    raw.FORMAT,
-)
 _NAMES = (
-    "qcow2", "qcow", "qed", "cow", "vmdk", "vdi", "vhdx", "parallels", "bochs", "cloop", "luks",
-    "dmg", "sparseimage", "sparsebundle", "vpc", "vvfat", "raw",
+    "qcow2", "qcow", "qed", "cow", "vmdk", "vdi", "vhdx", "parallels", "bochs", "bochs-concat",
+    "cloop", "luks", "dmg", "sparseimage", "sparsebundle", "vpc", "vvfat", "raw",
 )  # fmt: skip
-"""Each is the name of a format and of its module in ``wirt.image.formats``."""
+"""Each is the name of a format and, with ``_`` for ``-``, of its module in ``image.formats``."""
+
+
 @cache
 def _load(name: str) -> Format:
-    known = import_module(f"wirt.image.formats.{name}").FORMAT
+    known = import_module(f"wirt.image.formats.{name.replace('-', '_')}").FORMAT
     if not isinstance(known, Format) or known.name != name:
         raise TypeError(f"wirt.image.formats.{name} does not define the format {name}")
     return known
+
+
 class _Formats(Sequence[Format]):
     @overload
     def __getitem__(self, index: int) -> Format: ...
+
     @overload
     def __getitem__(self, index: slice) -> Sequence[Format]: ...
+
     def __getitem__(self, index: int | slice) -> Format | Sequence[Format]:
         if isinstance(index, slice):
             return [_load(name) for name in _NAMES[index]]
         return _load(_NAMES[index])
+
     def __len__(self) -> int:
         return len(_NAMES)
+
+
 FORMATS: Sequence[Format] = _Formats()
 
 
