@@ -28,6 +28,10 @@ qemu-img's.
 """
 
 NOTES = """
+Whatever the bytes of an image, reading, checking or writing it ends with data or with one of the
+image errors, within a second and 64 MiB: `make fuzz` damages images of every format in this table
+while the kernel holds those limits.
+
 Every format reads and, where marked, does the rest; a subformat may do less:
 
 - **vpc**: differencing disks are read through their sector bitmaps and parents, which qemu-img
@@ -42,9 +46,22 @@ Every format reads and, where marked, does the rest; a subformat may do less:
   vmfsSparse are written in place. streamOptimized is written once, front to back, by `convert`
   (version 3, with footer, as ESXi takes it). seSparse is read only. Extents of different kinds
   may follow each other.
+- **cow**: overlays of User-mode Linux (`subformat=uml3`, `uml2`, `uml1`), whose backing file must
+  not change, and of QEMU before 2.2 (`subformat=qemu`), which need none.
+- **dmg**: UDIF with every compression (ADC, zlib, bzip2, LZFSE, LZMA), and images encrypted with
+  a passphrase, whatever is inside. **sparseimage**, **sparsebundle** (name the directory; its
+  bands are opened if you allow it). LZFSE needs `wirt[apple]`, encryption `wirt[crypto]`.
+- **luks**: version 1 is read and written; version 2 is read (keys by PBKDF2 and Argon2, AES-XTS and
+  AES-CBC, sectors of 512 to 4096 bytes). A new disk is garbage until it is written. Needs
+  `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
-- **bochs**: growing disks. **cloop**: version 2.0.
-- **parallels**: single files; disks with an extension (dirty bitmaps) can be read only.
+- **bochs**: growing, sparse and, over a base disk, undoable and volatile ones. A redolog names no
+  base: it is found by its own name, without `.redolog`. **bochs-concat**: flat files that are
+  counted up (`c.img1`, `c.img2` …); it is never guessed, say `--format bochs-concat`.
+- **cloop**: versions 1 to 4 with every compression; version 2 is made, and written once: from its
+  start to its end, as `wirt img convert` does.
+- **parallels**: single files, and `.hdd` directories with snapshots and several storages, of which
+  the top images are written. Disks with an extension (dirty bitmaps) can be read only.
 
 ## After a power cut
 

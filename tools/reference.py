@@ -81,6 +81,7 @@ def exit_codes() -> str:
     for error in sorted(found, key=lambda one: (one.exit_code, one.__name__)):
         summary = (error.__doc__ or "").strip().split("\n")[0]
         lines.append(f"| {error.exit_code} | `{error.__name__}` | {escape(summary)} |")
+    lines += ["| 1 | | `wirt img compare`: the images differ |"]
     lines += ["| 70 | | a defect in wirt itself |", "| 130 | | interrupted (Ctrl-C, SIGTERM) |"]
     return "\n".join(lines) + "\n"
 

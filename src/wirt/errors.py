@@ -214,6 +214,13 @@ class ImageNoSpace(ImageError):
     kind = "no-space"
 
 
+class ImageLeaks(ImageError):
+    """An image holds space that nothing uses; its data are whole (``wirt img check``)."""
+
+    exit_code = 28
+    kind = "leaks"
+
+
 class ImageAccessDenied(ImageError):
     """The open gate does not allow the file that the image names."""
 

@@ -19,7 +19,7 @@ from wirt.spec.machine import Machine
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 DEFAULT_VERSION = "7.2"
-VERSIONS = {"sound-virtio": "10.0"}
+VERSIONS = {"sound-virtio": "10.0", "fork-child-10": "10.0"}
 """Machines that need a newer QEMU than the oldest one."""
 
 FACTS: dict[str, dict[str, Any]] = {
@@ -32,6 +32,7 @@ FACTS: dict[str, dict[str, Any]] = {
         "fd_paths": {"/root/b.qcow2": 20},
         "overlays": {0: "/vm/disks/discarded0.qcow2", 1: "/vm/disks/discarded1.qcow2"},
     },
+    "given-sockets": {"socket_fds": {"qmp": 10, "serial0": 11, "org.wirt.guest.0": 12}},
     "host-devices": {"host_devices": {"link-to-device"}},
     "kvm": {"accelerator": "kvm"},
     "fork-child": {
@@ -39,6 +40,19 @@ FACTS: dict[str, dict[str, Any]] = {
         "incoming": True,
         "vmgenid": "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87",
     },
+    "networks-of-the-host": {
+        "uplinks": {
+            "lan-net": {"type": "tap", "fd": "20", "vhost": False, "sndbuf": 1 << 20},
+            "nic1-net": {"type": "tap", "fd": "21", "vhost": False},
+            "nic2-net": {"type": "vde", "sock": "vde:///run/wirt/sw/ctl"},
+            "nic3-net": {
+                "type": "stream",
+                "server": False,
+                "addr": {"type": "fd", "str": "22"},
+            },
+        }
+    },
+    "fork-child-10": {"memory_file": "/vm/template/mem", "incoming": True},
     "fork-parent": {"memory_file": "/vm/mem", "memory_shared": True, "sandbox": False},
 }
 

@@ -8,11 +8,11 @@ from tests.qemu import live
 from wirt.qemu.block import throttle_limits
 from wirt.qemu.board import port_place
 from wirt.qemu.drive import disk_values
-from wirt.qemu.nic import nic_values
+from wirt.qemu.nic import cable_values, nic_values
 from wirt.qemu.runtime import Runtime
 from wirt.spec import toml
 from wirt.spec.disk import Disk, Throttle
-from wirt.spec.nic import Nic, Unplugged, User
+from wirt.spec.nic import Nic, Socket, Unplugged, User
 
 pytestmark = pytest.mark.needs_qemu
 
@@ -72,6 +72,24 @@ def test_a_card_is_plugged(nic, guest, runtime):
     assert guest.qmp.execute("qom-get", place, reply=str) == nic.mac
 
 
+def test_another_cable_is_plugged_into_a_card(guest, runtime):
+    """The card keeps its end, a port of its own hub; only what is behind the hub changes."""
+    nic = Nic(mac="52:54:00:00:00:04")
+    values = nic_values(nic, 3, runtime, port_place(1))
+    for value in values.netdevs:
+        guest.qmp.execute("netdev_add", value)
+    guest.qmp.execute("device_add", values.device)
+    for value in reversed(cable_values(nic, 3, runtime, 259)):
+        guest.qmp.execute("netdev_del", {"id": value["id"]})
+    other = Nic(mac=nic.mac, backend=Socket(udp="127.0.0.1:9", local_address="127.0.0.1:0"))
+    for value in cable_values(other, 3, runtime, 259):
+        guest.qmp.execute("netdev_add", value)
+    hub = {"command-line": "info network"}
+    seen = guest.qmp.execute("human-monitor-command", hub, reply=str)
+    assert "nic3-uplink: nic3-net" in seen
+    assert "type=user" not in seen
+
+
 def test_a_card_is_plugged_into_the_older_board(qemu, base, runtime):
     binary, capabilities = qemu
     machine = toml.load(MACHINE + 'machine_type = "pc"\n')
@@ -86,6 +104,8 @@ def test_a_card_is_plugged_into_the_older_board(qemu, base, runtime):
 def test_a_card_is_unplugged_from_its_root_port(guest, runtime):
     """Without a guest's driver the port gives the device up when the machine resets."""
     values = nic_values(Nic(backend=Unplugged()), 3, runtime, port_place(1))
+    for value in values.netdevs:
+        guest.qmp.execute("netdev_add", value)
     guest.qmp.execute("device_add", values.device)
     guest.qmp.execute("device_del", {"id": "nic3"})
     guest.qmp.execute("system_reset")

@@ -8,6 +8,7 @@
     ├── WritableImage    pwrite, write_zeroes, discard, flush
     ├── Resizable        resize
     ├── Checkable        check, repair
+    ├── Amendable        change creation options later
     ├── HasSnapshots     internal snapshots
     ├── HasBitmaps       persistent dirty bitmaps
     ├── Overlay          set_backing, make_empty
@@ -57,6 +58,8 @@ class Extent:
     storage: Storage | None = None
     storage_offset: int | None = None
     compressed: bool = False
+    reserved_offset: int | None = None
+    """Where the file has room for a run that does not show what lies there."""
 
     @property
     def end(self) -> int:
@@ -77,6 +80,8 @@ class Budget:
     expansion: int = 1024
     expansion_floor: int = 1 << 30
     seconds: float = float("inf")
+    key_memory: int = 1 << 30
+    """What deriving a key from a passphrase may take; cryptsetup makes images that take this."""
 
 
 class OpenGate(ABC):
@@ -107,6 +112,8 @@ class Storage(ABC):
 
     name: str
     read_only: bool
+    is_remote: ClassVar[bool] = False
+    """Reading waits for somebody else: worth doing ahead, in threads."""
 
     @abstractmethod
     def size(self) -> int: ...
@@ -215,6 +222,9 @@ class Image(ABC):
 class WritableImage(Image):
     """An image that can be written in place."""
 
+    new_is_zero: ClassVar[bool] = True
+    """A new one reads as zeros."""
+
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
 
@@ -244,6 +254,11 @@ class CompressedWriter(Image):
         self, offset: int, packed: bytes | None, plain: bytes | memoryview
     ) -> None:
         """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
+
+    def write_units(self, units: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        """Store many units (offset, packed, plain), in order."""
+        for offset, packed, plain in units:
+            self.write_compressed(offset, packed, plain)
 
 
 class DirectAllocator(WritableImage):
@@ -298,6 +313,12 @@ class Overlay(WritableImage):
         """
 
 
+class Amendable(Image):
+    @abstractmethod
+    def amend(self, options: Mapping[str, str]) -> None:
+        """Change options as ``qemu-img amend -o``. Raises UsageError for what is fixed."""
+
+
 @dataclass(slots=True)
 class CheckResult:
     """What a check found; counts are clusters (or the format's unit)."""
@@ -344,6 +365,10 @@ class HasSnapshots(Image):
 
     @abstractmethod
     def snapshot_delete(self, name: str) -> None: ...
+
+    def snapshot_view(self, name: str) -> Image:
+        """Return the disk of a snapshot, by id or name. Closing this image closes it."""
+        raise UnsupportedImage(f"snapshots of {self.format_name} images cannot be read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +423,10 @@ class Related(ABC):
         """Open an ``extent`` with the image's own mode. Raises ImageError."""
 
     @abstractmethod
+    def folder(self, name: str, *, role: str, most: int) -> Mapping[str, int]:
+        """Return the sizes of the files in a folder. Raises OutOfBounds beyond ``most`` files."""
+
+    @abstractmethod
     def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see find_format
         """Open the first of ``names`` that exists, read-only, as the parent.
 
@@ -429,6 +458,8 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[tuple[type[Image], ...]] = ()
     """What ``open`` may return: the interfaces of these classes are what the format can do."""
+    bundle_file: ClassVar[str] = ""
+    """A directory with this file in it is an image: opening it opens this file."""
     has_backing: ClassVar[bool] = False
     """An image may show another one through (a backing file, a parent)."""
     has_compression: ClassVar[bool] = False
@@ -449,3 +480,13 @@ class Format(ABC):
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
         """Write an empty image of ``size`` guest bytes; ``options`` as ``qemu-img -o``."""
         raise UnsupportedImage(f"{self.name} images can be read but not created")
+
+
+class NamedFormat(Format):
+    """A format whose images are named with a prefix, not stored in a file of their own."""
+
+    prefix: ClassVar[str]
+
+    @abstractmethod
+    def open_name(self, name: str, options: OpenOptions) -> Image:
+        """Open what ``name``, prefix included, means. Raises ImageError, UsageError."""

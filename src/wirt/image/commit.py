@@ -37,6 +37,7 @@ def commit(
     keep: bool = False,
     rate_limit: int = 0,
     gate: OpenGate | None = None,
+    budget: Budget | None = None,
     secret: bytes | None = None,
     progress: Progress = silent,
 ) -> str:
@@ -52,7 +53,7 @@ def commit(
         target, target_path = _open_chain(image, path, base, gate)
         if target.virtual_size < image.virtual_size:
             _grow(target, image.virtual_size, target_path)
-        write_down(image, target, rate_limit=rate_limit, progress=progress)
+        write_down(image, target, rate_limit=rate_limit, budget=budget, progress=progress)
         if not keep and image.backing is target:
             image.make_empty()
             image.flush()
@@ -62,13 +63,18 @@ def commit(
 
 
 def write_down(
-    image: Image, target: WritableImage, *, rate_limit: int = 0, progress: Progress = silent
+    image: Image,
+    target: WritableImage,
+    *,
+    rate_limit: int = 0,
+    budget: Budget | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Write into ``target``, an image of its chain, what ``image`` and those between hold.
 
     Returns when that is durable: then ``image`` may be emptied.
     """
-    refuse_expansion(image, Budget())
+    refuse_expansion(image, budget or Budget())
     Transfer(
         _Above(image, target),
         target,

@@ -104,12 +104,19 @@ def convert(
     if settings.resume:
         return _resumable(source, target, format, settings, progress)
     with _target(target, format, source.virtual_size, settings) as image:
-        transfer = _transfer(source, image, settings, progress)
-        # Ordering for power cuts is of no use in a file that nobody knows yet.
-        unordered = isinstance(image, DirectAllocator) and not settings.into_existing
-        with image.bulk_write() if unordered else nullcontext():  # type: ignore[attr-defined]
-            transfer.run()
-        return _completed(source, image, transfer, settings)
+        return copy_into(image, source, settings, progress=progress)
+
+
+def copy_into(
+    image: WritableImage, source: Image, settings: ConvertSettings, *, progress: Progress = silent
+) -> Converted:
+    """Copy ``source`` into a target that is open, and make it durable. Raises ImageError."""
+    transfer = _transfer(source, image, settings, progress)
+    # Ordering for power cuts is of no use in a file that nobody knows yet.
+    unordered = isinstance(image, DirectAllocator) and not settings.into_existing
+    with image.bulk_write() if unordered else nullcontext():  # type: ignore[attr-defined]
+        transfer.run()
+    return _completed(source, image, transfer, settings)
 
 
 def _completed(
@@ -170,7 +177,8 @@ def _resumable(
 def _choices(settings: ConvertSettings) -> dict[str, str]:
     """Return all that decides about the bytes of the target."""
     chosen = (settings.backing, settings.compressed, settings.level, settings.zero_unit)
-    return {**settings.options, "": repr(chosen)}
+    told = {key: text for key, text in settings.options.items() if not key.endswith("secret")}
+    return {**told, "": repr(chosen)}
 
 
 def _refuse_impossible(source: Image, name: str, settings: ConvertSettings) -> None:
@@ -190,7 +198,7 @@ def _target(path: str, name: str, size: int, settings: ConvertSettings) -> Itera
     """Yield the open target; made anew, it takes its name at the end."""
     with ExitStack() as stack:
         if not settings.into_existing:
-            path = stack.enter_context(_made(path, name, size, settings))
+            path = stack.enter_context(new_target(path, name, size, settings))
         yield stack.enter_context(_opened(path, name, size, settings))
 
 
@@ -215,8 +223,8 @@ def _opened(path: str, name: str, size: int, settings: ConvertSettings) -> Itera
 
 
 @contextmanager
-def _made(path: str, name: str, size: int, settings: ConvertSettings) -> Iterator[str]:
-    """Make the empty target and yield where it lies until it is complete."""
+def new_target(path: str, name: str, size: int, settings: ConvertSettings) -> Iterator[str]:
+    """Make an empty target and yield where it lies; at the end it takes its own name."""
     companions = find_format(name).companions(path, size, settings.options)
     if companions or not is_replaceable(path):
         # Several files cannot take their names at once, and a device has no other name.
@@ -252,12 +260,12 @@ def _transfer(
         if not isinstance(image, CompressedWriter):
             raise UnsupportedImage("this image cannot be written compressed")
         compress = compressor(image.compression, level=settings.level, window_4k=settings.window_4k)
-    shows = bool(settings.backing) or (settings.into_existing and not settings.target_is_zero)
+    zero = settings.target_is_zero if settings.into_existing else image.new_is_zero
     return Transfer(
         source,
         image,
         zero_unit=settings.zero_unit,
-        writes_zeros=shows,
+        writes_zeros=bool(settings.backing) or not zero,
         top_only=bool(settings.backing),
         compress=compress,
         workers=settings.workers or len(os.sched_getaffinity(0)),

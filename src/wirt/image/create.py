@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from wirt.errors import ImageError
+from wirt.errors import ImageError, UsageError
 from wirt.image.base import Format, OpenOptions
 from wirt.image.formats.qcow2 import FORMAT as QCOW2
 from wirt.image.locks import WRITER, lock
 from wirt.image.registry import find_format
 from wirt.image.storage.file import FileStorage
+from wirt.image.storage.schemes import find_scheme
 
 
 def create_image(
@@ -28,6 +29,11 @@ def create_image(
     ``backing`` makes it a copy-on-write overlay of that image, whose format must be named.
     Raises ImageError; new files are removed again when that happens.
     """
+    if find_scheme(path) is not None:
+        raise UsageError(
+            f"nothing can be made at {path}: a server serves what it has",
+            hint="write into what is there: --into",
+        )
     merged = dict(options or {})
     if backing:
         merged |= {"backing_file": backing, "backing_fmt": backing_format}
@@ -73,8 +79,8 @@ def _make_data_file(storage: FileStorage, size: int, options: Mapping[str, str])
             raise
         image.attach_data_file(data)
         data.truncate(0)
+        data.truncate(image.virtual_size)
         if image.header.raw_data_file:
-            data.truncate(size)
             mode = "metadata" if mode == "off" else mode
         if mode != "off":
             image.preallocate(mode)

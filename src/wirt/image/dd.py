@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from wirt.errors import UsageError
-from wirt.image.base import Image
+from wirt.image.base import Budget, Image
 from wirt.image.convert import ConvertSettings, convert
 from wirt.image.part import Part
+from wirt.image.progress import Progress, silent
 
 
 def dd(
@@ -16,6 +17,8 @@ def dd(
     block_size: int = 512,
     count: int | None = None,
     skip: int = 0,
+    budget: Budget | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Make an image of the blocks from ``skip`` up to ``count``, of ``block_size`` bytes each.
 
@@ -28,4 +31,5 @@ def dd(
     if count is not None:
         end = min(end, count * block_size)
     start = min(skip * block_size, end)
-    convert([Part(source, start, end)], target, format, ConvertSettings())
+    settings = ConvertSettings(budget=budget or Budget())
+    convert([Part(source, start, end)], target, format, settings, progress=progress)

@@ -26,7 +26,7 @@ def refuse_expansion(image: Image, budget: Budget) -> None:
                 f"the image declares more than {declared >> 20} MiB of data, "
                 f"over {budget.expansion} times what it stores",
                 path=image.storage.name,
-                hint="raise the budget if the image is to be trusted",
+                hint="if you trust the image: --no-limits",
             )
 
 

@@ -40,7 +40,7 @@ def open_overlay(
     if isinstance(image, HasSnapshots) and image.snapshots():
         raise UsageError(
             "the image has internal snapshots, whose disks show the backing image too",
-            hint="delete them first: wirt img snapshot -d, or convert the image",
+            hint="remove them first: wirt img snapshot rm, or convert the image",
         )
     return image
 
@@ -65,7 +65,7 @@ def open_backing(
         raise ImageAccessDenied(
             f"the image names a backing file, which is not opened unasked: {info.backing_name!r}",
             path=path,
-            hint="allow it if you trust the image",
+            hint=f"if you trust the image, allow it: --allow {below}",
         )
     return open_image(
         below,

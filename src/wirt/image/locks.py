@@ -69,6 +69,14 @@ def _release(fd: int, taken: list[int]) -> None:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK, byte))
 
 
+def is_written(fd: int) -> bool:
+    """Return whether somebody else has the file open for writing."""
+    try:
+        return _held(fd, _USED + WRITE.bit_length() - 1)
+    except OSError:
+        return False  # a file system without locks
+
+
 def _test(fd: int, claim: Claim, path: str) -> None:
     for bit, name in enumerate(_NAMES):
         if claim.uses >> bit & 1 and _held(fd, _UNSHARED + bit):

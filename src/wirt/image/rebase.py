@@ -43,6 +43,7 @@ def rebase(
     format: str | None = None,  # noqa: A002 - the word of qemu-img and of the field
     unsafe: bool = False,
     gate: OpenGate | None = None,
+    budget: Budget | None = None,
     secret: bytes | None = None,
     progress: Progress = silent,
 ) -> None:
@@ -67,7 +68,7 @@ def rebase(
                 stack.enter_context(new)
             if backing_path(image, path):
                 image.backing = open_backing(image, path, gate=gate)
-            keep_what_differs(image, new, progress=progress)
+            keep_what_differs(image, new, budget=budget, progress=progress)
         image.set_backing(backing or None, backing_format or None)
         image.flush()
 
@@ -77,21 +78,28 @@ def flatten(
     *,
     format: str | None = None,  # noqa: A002 - the word of qemu-img and of the field
     gate: OpenGate | None = None,
+    budget: Budget | None = None,
     secret: bytes | None = None,
     progress: Progress = silent,
 ) -> None:
     """Make the image independent of its backing chain. Raises ImageError, UsageError."""
-    rebase(path, "", format=format, gate=gate, secret=secret, progress=progress)
+    rebase(path, "", format=format, gate=gate, budget=budget, secret=secret, progress=progress)
 
 
-def keep_what_differs(image: Overlay, new: Image | None, *, progress: Progress = silent) -> None:
+def keep_what_differs(
+    image: Overlay,
+    new: Image | None,
+    *,
+    budget: Budget | None = None,
+    progress: Progress = silent,
+) -> None:
     """Write into ``image`` what ``new``, or zeros without it, would show differently below it.
 
     Returns when that is durable: then the link may be changed.
     """
     for disk in (image, new):
         if disk is not None:
-            refuse_expansion(disk, Budget())
+            refuse_expansion(disk, budget or Budget())
     view = _Differing(image, new)
     Transfer(view, image, writes_zeros=new is not None, top_only=True, progress=progress).run()
     image.flush()

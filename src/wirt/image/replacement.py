@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from wirt.errors import ImageInUse
 from wirt.image.locks import WRITER, lock
 from wirt.image.storage.file import FileStorage, image_error
+from wirt.image.storage.schemes import find_scheme
 
 _PARTIAL = ".partial"
 
@@ -109,6 +110,8 @@ def sync_directory(path: str) -> None:
 
 def is_replaceable(path: str) -> bool:
     """Return whether ``path`` is a regular file, or nothing yet: a device is written in place."""
+    if find_scheme(path) is not None:
+        return False
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:

@@ -44,7 +44,7 @@ class Span(NamedTuple):
     end: int
     is_data: bool
     packed: bool = False
-    """Some of it is compressed, so reading it is work for a thread."""
+    """Some of it is compressed or far away, so reading it is work for a thread."""
     verbatim: Extent | None = None
     """Where the kernel finds the bytes, if it is to copy them."""
 
@@ -126,13 +126,13 @@ class Transfer:
             verbatim = self._offloads(extent)
             if last > first and (verbatim or extent.kind is not ExtentKind.DATA):
                 if first > at:
-                    yield Span(at, first, is_data=True, packed=extent.compressed)
+                    yield Span(at, first, is_data=True, packed=_is_heavy(extent))
                 data = verbatim or not self.zero_unit
                 yield Span(first, last, is_data=data, verbatim=extent if verbatim else None)
                 at = last
             outer = min(-(-extent.end // unit) * unit, total)
             if outer > at:
-                yield Span(at, outer, is_data=True, packed=extent.compressed)
+                yield Span(at, outer, is_data=True, packed=_is_heavy(extent))
                 at = outer
 
     def _needs_nothing(self, extent: Extent) -> bool:
@@ -257,11 +257,13 @@ class Transfer:
         return _Packed(chunk, units)
 
     def _write_packed(self, target: CompressedWriter, done: _Packed) -> None:
+        units: list[tuple[int, bytes, memoryview]] = []
         for offset, packed, plain in done.units:
-            if packed is None:
+            if packed is not None:
+                units.append((offset, packed, plain))
+            elif self.writes_zeros:
                 self._zero(offset, offset + len(plain))
-            else:
-                target.write_compressed(offset, packed, plain)
+        target.write_units(units)
         self._buffers.append(done.chunk.buffer)
 
 
@@ -277,6 +279,10 @@ class _Packed(NamedTuple):
 
     chunk: _Chunk
     units: list[tuple[int, bytes | None, memoryview]]
+
+
+def _is_heavy(extent: Extent) -> bool:
+    return extent.compressed or (extent.storage is not None and extent.storage.is_remote)
 
 
 def _joins(last: Span, span: Span) -> bool:

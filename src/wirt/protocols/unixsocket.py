@@ -38,13 +38,7 @@ class UnixConnection:
         Raises PeerClosed (nothing listens), HostError (no permission …) or Timeout.
         """
         name = os.fspath(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            _connect(sock, name, deadline)
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock, name)
+        return cls(connected(name, deadline), name)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -104,6 +98,17 @@ class UnixConnection:
 
     def _closed(self, error: OSError) -> PeerClosed:
         return PeerClosed(f"{self.name}: the connection broke: {error.strerror or error}")
+
+
+def connected(path: str, deadline: Deadline) -> socket.socket:
+    """Return a socket that is connected to ``path``, as ``UnixConnection.connect``."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        _connect(sock, path, deadline)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect(sock: socket.socket, path: str, deadline: Deadline) -> None:

@@ -9,7 +9,10 @@ from wirt.qapi.value import Argument, QapiObject, device, netdev
 from wirt.qemu.board import Board
 from wirt.qemu.netdev import backend_value
 from wirt.qemu.runtime import Runtime
-from wirt.spec.nic import Nic, Unplugged
+from wirt.spec.nic import Network, Nic, Tap
+
+OWN_HUBS = 256
+"""First number of the hubs that wirt makes, one for a card; those of descriptions are lower."""
 
 _DRIVERS = {"virtio": "virtio-net-pci", "usb": "usb-net"}
 _PLUGGABLE = {"virtio", "e1000e", "vmxnet3"}
@@ -33,6 +36,29 @@ class NicValues:
 def nic_id(nic: Nic, index: int) -> str:
     """Return the identifier of the card."""
     return nic.id or f"nic{index}"
+
+
+def hub_of(nic: Nic, index: int) -> int | None:
+    """Return the hub between a card and its backend; None: they are joined directly.
+
+    A card that is joined directly never leaves its backend. With a hub in between, another
+    cable can be plugged while the guest runs. A TAP has none, since no offloads pass a hub.
+    """
+    if nic.hub is None and isinstance(nic.backend, Tap | Network):
+        return None
+    return OWN_HUBS + index if nic.hub is None else nic.hub
+
+
+def attachment(card: str, hub: int | None) -> str:
+    """Return the netdev that a card itself is joined to: its end of the wire."""
+    return f"{card}-net" if hub is None else f"{card}-hub"
+
+
+def unplugged_links(nics: Sequence[Nic]) -> list[QapiObject]:
+    """Return the arguments of ``set_link`` for cards that start without a carrier."""
+    return [
+        {"name": nic_id(nic, index), "up": False} for index, nic in enumerate(nics) if not nic.link
+    ]
 
 
 def nic_arguments(
@@ -59,21 +85,30 @@ def nic_values(
 
 
 def backend_values(nic: Nic, index: int, runtime: Runtime) -> list[QapiObject]:
-    """Return the backend of a card as ``netdev_add`` takes it; with a hub, its ports too."""
+    """Return backend and hub of a card as ``netdev_add`` takes them."""
+    hub = hub_of(nic, index)
+    made = cable_values(nic, index, runtime, hub)
+    if hub is not None:
+        made.append({"type": "hubport", "id": attachment(nic_id(nic, index), hub), "hubid": hub})
+    return made
+
+
+def cable_values(nic: Nic, index: int, runtime: Runtime, hub: int | None) -> list[QapiObject]:
+    """Return what a cable consists of: the backend and, on a hub, the port it leads to.
+
+    Removed in reverse order and added anew, it is plugged into something else.
+    """
     name = nic_id(nic, index)
     value = backend_value(nic.backend, f"{name}-net", runtime)
-    if nic.hub is None:
+    if value is None or hub is None:
         return [value] if value else []
-    port: QapiObject = {"type": "hubport", "id": f"{name}-hub", "hubid": nic.hub}
-    if value is None:
-        return [port]
-    uplink: QapiObject = {
+    port: QapiObject = {
         "type": "hubport",
         "id": f"{name}-uplink",
-        "hubid": nic.hub,
+        "hubid": hub,
         "netdev": f"{name}-net",
     }
-    return [value, uplink, port]
+    return [value, port]
 
 
 def card_place(nic: Nic, board: Board) -> QapiObject:
@@ -82,16 +117,15 @@ def card_place(nic: Nic, board: Board) -> QapiObject:
         return board.usb()
     if nic.model in _NO_PCI:
         return {}
+    if nic.address:
+        return board.at(nic.address)
     return board.pluggable("nic") if nic.model in _PLUGGABLE else board.slot("nic")
 
 
 def _card(nic: Nic, index: int, place: QapiObject, boot_index: int | None) -> QapiObject:
     name = nic_id(nic, index)
     value: QapiObject = {"driver": _DRIVERS.get(nic.model, nic.model), "id": name, **place}
-    if nic.hub is not None:
-        value["netdev"] = f"{name}-hub"
-    elif not isinstance(nic.backend, Unplugged):
-        value["netdev"] = f"{name}-net"
+    value["netdev"] = attachment(name, hub_of(nic, index))
     if nic.mac:
         value["mac"] = nic.mac
     if boot_index is not None:

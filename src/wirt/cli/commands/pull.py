@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from wirt.catalog.catalog import Catalog
@@ -11,6 +10,7 @@ from wirt.catalog.image import Firmware
 from wirt.catalog.pull import pull_image
 from wirt.cli.arguments import example
 from wirt.cli.output import print_json, say
+from wirt.cli.progress import ProgressLine
 from wirt.units import format_size
 from wirt.vm.context import Context
 
@@ -34,17 +34,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Take a disk image into the catalog; an interrupted download goes on where it was."""
-    image = pull_image(
-        Catalog(Path(Context().home.images)),
-        args.source,
-        name=args.name,
-        checksum=args.checksum,
-        format=args.format,
-        firmware=Firmware(args.firmware) if args.firmware else None,
-        user=args.user,
-        progress=_progress,
-        step=say,
-    )
+    with ProgressLine("fetching") as progress:
+        image = pull_image(
+            Catalog(Path(Context().home.images)),
+            args.source,
+            name=args.name,
+            checksum=args.checksum,
+            format=args.format,
+            firmware=Firmware(args.firmware) if args.firmware else None,
+            user=args.user,
+            progress=progress,
+            step=say,
+        )
     if args.json:
         print_json(image.record)
     else:
@@ -52,11 +53,3 @@ def run(args: argparse.Namespace) -> int:
         kind = f"{image.record.format}, {size}, {image.record.firmware}"
         print(f"{image.record.name}: ready ({kind}); wirt run {image.record.name}")
     return 0
-
-
-def _progress(done: int, total: int | None) -> None:
-    if not sys.stderr.isatty():
-        return
-    of = f" of {format_size(total)}" if total else ""
-    end = "\n" if total and done >= total else ""
-    print(f"\r· {format_size(done)}{of}   ", end=end, file=sys.stderr, flush=True)

@@ -26,7 +26,13 @@ class FileStorage(Storage):
     """``path`` opened by name; the descriptor lives until ``close``."""
 
     def __init__(
-        self, path: str, *, writable: bool = False, create: bool = False, exclusive: bool = False
+        self,
+        path: str,
+        *,
+        writable: bool = False,
+        create: bool = False,
+        exclusive: bool = False,
+        follow_link: bool = True,
     ) -> None:
         self.name = path
         self.read_only = not writable
@@ -35,6 +41,8 @@ class FileStorage(Storage):
             flags |= os.O_CREAT
         if exclusive:
             flags |= os.O_EXCL
+        if not follow_link:
+            flags |= os.O_NOFOLLOW
         try:
             # Opening a pipe without a writer would wait for one.
             self._fd = os.open(path, flags | os.O_NONBLOCK, 0o644)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
+    Amendable,
     BitmapInfo,
     Checkable,
     CheckResult,
@@ -44,6 +45,7 @@ class Qcow2Image(
     DirectAllocator,
     CompressedWriter,
     Overlay,
+    Amendable,
     Checkable,
     HasSnapshots,
     Resizable,
@@ -75,13 +77,13 @@ class Qcow2Image(
             return
         if self.header.incompatible & CORRUPT:
             raise CorruptImage(
-                "the image is marked corrupt; it can only be read",
-                hint="repair it: wirt img check -r all",
+                "qcow2: Image is corrupt; cannot be opened read/write",
+                hint="repair it: wirt img check --repair all",
             )
         if self.header.incompatible & DIRTY:
             raise CorruptImage(
                 "the image was not closed properly, so its refcounts may be wrong",
-                hint="repair it: wirt img check -r all",
+                hint="repair it: wirt img check --repair all",
             )
 
     # The chain
@@ -197,6 +199,17 @@ class Qcow2Image(
     def write_compressed(
         self, offset: int, packed: bytes | None, plain: bytes | memoryview
     ) -> None:
+        with self.writing() as writer:
+            self._store_packed(writer, offset, packed, plain)
+
+    def write_units(self, units: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        with self.writing() as writer:  # once for all: it costs as much as storing one
+            for offset, packed, plain in units:
+                self._store_packed(writer, offset, packed, plain)
+
+    def _store_packed(
+        self, writer: Writer, offset: int, packed: bytes | None, plain: bytes | memoryview
+    ) -> None:
         cluster = self.header.cluster_size
         self._check_range(offset, min(cluster, self.virtual_size - offset))
         if offset % cluster:
@@ -204,9 +217,8 @@ class Qcow2Image(
         if packed is None or len(packed) >= cluster:
             self.pwrite(offset, plain[: self.virtual_size - offset])
             return
-        with self.writing() as writer:
-            self._record(offset, cluster)
-            writer.write_packed(offset, packed)
+        self._record(offset, cluster)
+        writer.write_packed(offset, packed)
 
     def check(self, *, repair: str = "") -> CheckResult:
         from wirt.image.formats.qcow2.check import check

@@ -34,7 +34,7 @@ def find_snapshot(snapshots: Sequence[Snapshot], name: str) -> Snapshot:
         for snapshot in snapshots:
             if getattr(snapshot, key) == name:
                 return snapshot
-    raise NotFound(f"there is no snapshot {name!r}", hint="list them: wirt img snapshot -l")
+    raise NotFound(f"there is no snapshot {name!r}", hint="list them: wirt img snapshot ls")
 
 
 def create_snapshot(volume: Volume, name: str) -> None:
@@ -58,6 +58,7 @@ def create_snapshot(volume: Volume, name: str) -> None:
                 vm_clock=0,
                 vm_state_size=0,
                 virtual_size=header.size,
+                icount=0,
             )
         )
         words = _copy_tree(change, old)
