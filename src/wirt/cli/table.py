@@ -16,6 +16,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("restart", "stop and start machines"),
             ("pause", "stop the vCPUs; nothing is lost"),
             ("resume", "let the vCPUs run again"),
+            ("fork", "make running copies of a running machine, copy-on-write"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),
@@ -24,6 +25,9 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("rename", "give a machine another name"),
             ("wait", "wait until a guest answers, or a machine has stopped"),
             ("autostart", "start every machine that is marked for it"),
+            ("explain", "what an old line of kvm or qemu means today"),
+            ("adopt", "make a machine of an old line, or of a QEMU that runs"),
+            ("export", "print a machine as a line that needs no wirt"),
         ),
     ),
     (
@@ -75,6 +79,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),
+        ("serve", "serve images of any format as live disks, over NBD"),
     ),
 }
 """Verbs of two words, by their first; the family itself stands in ``GROUPS``."""

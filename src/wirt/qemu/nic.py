@@ -119,6 +119,8 @@ def card_place(nic: Nic, board: Board) -> QapiObject:
         return board.usb()
     if nic.model in _NO_PCI:
         return {}
+    if nic.address:
+        return board.at(nic.address)
     return board.pluggable("nic") if nic.model in _PLUGGABLE else board.slot("nic")
 
 

@@ -9,6 +9,7 @@ Nothing else builds paths.
     │   ├── NAME/             0711 one machine; its inode is its identity
     │   │   ├── machine.toml  0600 the description, edited by people
     │   │   ├── state.json    0600 versioned record, see wirt.store.record
+    │   │   ├── started.json  0600 the description that the running QEMU was started with
     │   │   ├── lock          held by the wirt command that changes this machine
     │   │   ├── run.lock      held by the QEMU process: held means running
     │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
@@ -29,7 +30,9 @@ Nothing else builds paths.
     └── cache/                facts that can be found again
 
     RUN = /run/wirt (root), $XDG_RUNTIME_DIR/wirt, else /tmp/wirt-UID (users)
-    └── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs
+    ├── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs
+    │   └── next/             those of the QEMU that it is being handed over to
+    └── admit/                locks of forks in their first moments
 
     MEMORY = /dev/shm/wirt-UID/DEV-INODE of HOME: memory that can be frozen, in RAM
     ├── home                  link to HOME; the directory is garbage when that is another
@@ -64,12 +67,22 @@ class VmPaths(msgspec.Struct, frozen=True):
         return os.path.basename(self.root)
 
     @property
+    def home(self) -> Home:
+        """The home that the machine is in."""
+        root = os.path.dirname(os.path.dirname(self.root))
+        return Home(root, self.runtime_base, os.path.dirname(self.memory_directory))
+
+    @property
     def spec(self) -> str:
         return os.path.join(self.root, "machine.toml")
 
     @property
     def record(self) -> str:
         return os.path.join(self.root, "state.json")
+
+    @property
+    def started(self) -> str:
+        return os.path.join(self.root, "started.json")
 
     @property
     def lock(self) -> str:
@@ -104,6 +117,11 @@ class VmPaths(msgspec.Struct, frozen=True):
         return os.path.join(self.log, "qemu.log")
 
     @property
+    def disk_server_log(self) -> str:
+        """What the server of served disks has to say, bounded."""
+        return os.path.join(self.log, "disk-server.log")
+
+    @property
     def ssh_known_hosts(self) -> str:
         return os.path.join(self.root, "known_hosts")
 
@@ -124,6 +142,14 @@ class VmPaths(msgspec.Struct, frozen=True):
     def socket(self, name: str) -> str:
         """Return the path of the socket ``name`` (``qmp``, ``serial0``, a channel …)."""
         return os.path.join(self.runtime, f"{name}.sock")
+
+    @property
+    def next_runtime(self) -> str:
+        return os.path.join(self.runtime, "next")
+
+    def next_socket(self, name: str) -> str:
+        """Return where the QEMU listens to which the machine is being handed over."""
+        return os.path.join(self.next_runtime, f"{name}.sock")
 
     def guest_lock(self, port: int) -> str:
         """The lock of a helper port: one session at a time."""
@@ -184,6 +210,10 @@ class Home(msgspec.Struct, frozen=True):
     @property
     def vms(self) -> str:
         return os.path.join(self.root, "vms")
+
+    @property
+    def admission(self) -> str:
+        return os.path.join(self.runtime_base, "admit")
 
     @property
     def states(self) -> str:

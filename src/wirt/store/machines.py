@@ -8,8 +8,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
+from wirt.host.holders import kill_holders
 from wirt.spec.setting import NAME_PATTERN
 from wirt.store.atomic import host_error, sync_directory
 from wirt.store.layout import Home, VmPaths, private_directory
@@ -66,11 +68,29 @@ def prepare(home: Home) -> None:
     sweep(home)
 
 
-@contextmanager
-def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
-    """Yield a directory to fill; it becomes the machine ``name`` when the block ends well.
+@dataclass(slots=True)
+class Making:
+    """A machine that has no name yet, and whose lock we hold."""
 
-    Raises AlreadyExists. What a failed or killed block leaves is swept later.
+    home: Home
+    paths: VmPaths
+    name: str
+    published: bool = False
+
+    def publish(self) -> VmPaths:
+        """Give it its name; the lock stays held. Raises AlreadyExists."""
+        target = self.home.vm(self.name)
+        sync_directory(self.paths.root)
+        _publish(self.paths, target)
+        self.paths, self.published = target, True
+        return target
+
+
+@contextmanager
+def making(home: Home, name: str) -> Iterator[Making]:
+    """Yield a directory to fill and then to publish; the lock is held to the end of the block.
+
+    Raises AlreadyExists. What a failed or killed block leaves unpublished is swept later.
     """
     check_name(name)
     prepare(home)
@@ -82,18 +102,27 @@ def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
     except OSError as error:
         raise host_error(error, paths.root) from error
     lock = try_lock(paths.lock)
+    made = Making(home, paths, name)
     try:
         os.mkdir(paths.disks, 0o700)
         os.mkdir(paths.log, 0o700)
-        yield paths
-        sync_directory(paths.root)
-        _publish(paths, home.vm(name))
-    except BaseException:
-        _erase(paths.root)
-        raise
+        yield made
     finally:
+        if not made.published:
+            _discard(home, paths)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
+    """Yield a directory to fill; it becomes the machine ``name`` when the block ends well.
+
+    Raises AlreadyExists. What a failed or killed block leaves is swept later.
+    """
+    with making(home, name) as made:
+        yield made.paths
+        made.publish()
 
 
 def _publish(paths: VmPaths, target: VmPaths) -> None:
@@ -148,9 +177,15 @@ def sweep(home: Home) -> None:
         return
     for path in left:
         if _is_garbage(path):
-            with contextlib.suppress(NotFound):
-                _erase(home.machine_at(path).runtime)
-            _erase(path)
+            _discard(home, home.machine_at(path))
+
+
+def _discard(home: Home, paths: VmPaths) -> None:
+    """Erase a directory that is no machine; a fork in the making has a QEMU already."""
+    kill_holders(paths.run_lock)
+    with contextlib.suppress(NotFound):
+        _erase(home.machine_at(paths.root).runtime)
+    _erase(paths.root)
 
 
 def _is_garbage(path: str) -> bool:

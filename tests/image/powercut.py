@@ -8,6 +8,8 @@ writes. What was flushed stays.
 import random
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tests.image.qcow2.support import Memory
 
 SECTOR = 512
@@ -117,3 +119,23 @@ def _apply_some(disk: Memory, events: list[Event], rng: random.Random) -> None:
             else:
                 lost.add(sector)
             position = end
+
+
+def lost_bytes(data: bytes, models: list[bytes]):
+    """Yield what of ``data``, a disk after a cut, is in none of the models it may be.
+
+    A cut in a change of size shows one of both; what only the longer one has may be zeros.
+    """
+    sizes = {len(model) for model in models}
+    if len(data) not in sizes:
+        yield f"the size is {len(data)}, not of {sizes}"
+        return
+    found = np.frombuffer(data, dtype=np.uint8)
+    right = np.zeros(len(found), dtype=bool)
+    for model in models:
+        disk = np.frombuffer(model, dtype=np.uint8)
+        common = min(len(disk), len(found))
+        right[:common] |= disk[:common] == found[:common]
+        right[common:] |= found[common:] == 0
+    if not right.all():
+        yield f"{int((~right).sum())} bytes are lost, the first at {int(np.argmin(right)):#x}"
