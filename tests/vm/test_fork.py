@@ -166,6 +166,21 @@ def test_the_same_identity_is_kept_where_it_is_asked_for(source):
         Vm("twin", source.context).remove(force=True)
 
 
+def test_a_fork_that_was_made_paused_becomes_another_when_it_runs(source):
+    result = fork(source.context, "src", ["later"], wish=Wish(paused=True))
+    later = Vm("later", source.context)
+    try:
+        assert later.status == "paused"
+        assert result.forks[0].identity.uuid == ""
+        later.resume()
+        assert run(source, "later", "hostname").strip() == "later"
+        uuid = "cat /proc/sys/kernel/random/uuid"
+        assert run(source, "later", uuid) != run(source, "src", uuid)
+        assert read_record(source.context.home.vm("later").record).identity_due is None
+    finally:
+        later.remove(force=True)
+
+
 def test_a_guest_with_the_agent_alone_is_changed_through_it(source):
     """The helper's ports are not offered to the fork: what is left is qemu-ga."""
     frozen = freeze(source.context, "src")
