@@ -58,7 +58,8 @@ def make_seeds(directory: Path) -> list[Seed]:
     """Make all seeds below ``directory``. Every format is tried on something."""
     seeds = [*_created(directory), *_samples(directory)]
     known = {seed.format for seed in seeds}
-    strange = directory / "strange.bin"
+    (directory / "strange").mkdir()
+    strange = directory / "strange" / "disk"
     strange.write_bytes(random.Random(1).randbytes(65536))
     seeds += [Seed(strange, one.name) for one in file_formats() if one.name not in known]
     return seeds
@@ -101,7 +102,8 @@ def _samples(directory: Path):
             data = source.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             continue
-        path = directory / packed.stem
+        path = directory / f"sample-{packed.stem}" / "disk"
+        path.parent.mkdir()
         path.write_bytes(data)
         with FileStorage(str(path)) as storage:
             names = claims(storage)

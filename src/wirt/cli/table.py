@@ -121,6 +121,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("flatten", "make an overlay independent of its chain"),
         ("amend", "change options of an image"),
         ("bitmap", "work with the dirty bitmaps of an image"),
+        ("key", "change the passphrases of an encrypted image"),
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),
