@@ -44,6 +44,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("build", "build a guest image from packages"),
             ("pull", "take a published disk image"),
             ("images", "list and remove guest images"),
+            ("template", "look at warm images: frozen after boot, forked by wirt run"),
             ("img", "work with disk image files of all formats"),
         ),
     ),
@@ -59,6 +60,11 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "template": (
+        ("ls", "list templates"),
+        ("show", "show one template"),
+        ("rm", "remove templates"),
+    ),
     "img": (
         ("info", "tell what images are, with the chains behind them"),
         ("create", "make an empty image, or an overlay of another one"),
