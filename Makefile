@@ -15,8 +15,8 @@ RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyrin
 	uidmap openssh-client python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl
 TEST_PACKAGES += grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
-TEST_PACKAGES += bximage cloop-utils
-TEST_PACKAGES += user-mode-linux uml-utilities dmg2img
+TEST_PACKAGES += bximage cloop-utils lzop lz4
+TEST_PACKAGES += user-mode-linux uml-utilities dmg2img cryptsetup-bin
 TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
 BENCH_PACKAGES := xfsprogs

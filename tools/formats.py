@@ -39,8 +39,13 @@ Every format reads and, where marked, writes in place; a subformat may do less:
 - **dmg**: UDIF with every compression (ADC, zlib, bzip2, LZFSE, LZMA), and images encrypted with
   a passphrase, whatever is inside. **sparseimage**, **sparsebundle** (name the directory; its
   bands are opened if you allow it). LZFSE needs `wirt[apple]`, encryption `wirt[crypto]`.
+- **luks**: version 1 is read and written; version 2 is read (keys by PBKDF2 and Argon2, AES-XTS and
+  AES-CBC, sectors of 512 to 4096 bytes). A new disk is garbage until it is written. Needs
+  `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
-- **bochs**: growing disks. **cloop**: version 2.0.
+- **bochs**: growing disks.
+- **cloop**: versions 1 to 4 with every compression; version 2 is made, and written once: from its
+  start to its end, as `wirt img convert` does.
 - **parallels**: single files; disks with an extension (dirty bitmaps) can be read only.
 """
 

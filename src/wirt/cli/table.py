@@ -25,6 +25,9 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("rename", "give a machine another name"),
             ("wait", "wait until a guest answers, or a machine has stopped"),
             ("autostart", "start every machine that is marked for it"),
+            ("explain", "what an old line of kvm or qemu means today"),
+            ("adopt", "make a machine of an old line, or of a QEMU that runs"),
+            ("export", "print a machine as a line that needs no wirt"),
         ),
     ),
     (

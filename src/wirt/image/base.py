@@ -58,6 +58,8 @@ class Extent:
     storage: Storage | None = None
     storage_offset: int | None = None
     compressed: bool = False
+    reserved_offset: int | None = None
+    """Where the file has room for a run that does not show what lies there."""
 
     @property
     def end(self) -> int:
@@ -78,6 +80,8 @@ class Budget:
     expansion: int = 1024
     expansion_floor: int = 1 << 30
     seconds: float = float("inf")
+    key_memory: int = 1 << 30
+    """What deriving a key from a passphrase may take; cryptsetup makes images that take this."""
 
 
 class OpenGate(ABC):
@@ -217,6 +221,9 @@ class Image(ABC):
 
 class WritableImage(Image):
     """An image that can be written in place."""
+
+    new_is_zero: ClassVar[bool] = True
+    """A new one reads as zeros."""
 
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...

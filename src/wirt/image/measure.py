@@ -32,10 +32,12 @@ def measure(
     *,
     size: int = 0,
     source: Image | None = None,
+    bitmaps_of: Image | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Measure:
     """Return what an image of ``size`` guest bytes, or with the data of ``source``, needs.
 
+    ``bitmaps_of`` is the image whose bitmaps are to be copied, where that is not ``source``.
     Raises UnsupportedImage for formats other than raw and qcow2, UsageError for options.
     """
     if source is not None:
@@ -45,10 +47,12 @@ def measure(
         return Measure(size, size)
     if format != "qcow2":
         raise UnsupportedImage(f"the size of {format} images cannot be told in advance")
-    return _qcow2(size, source, options or {})
+    return _qcow2(size, source, bitmaps_of or source, options or {})
 
 
-def _qcow2(size: int, source: Image | None, given: Mapping[str, str]) -> Measure:
+def _qcow2(
+    size: int, source: Image | None, marked: Image | None, given: Mapping[str, str]
+) -> Measure:
     options = CreateOptions.parse(given)
     new_header(size, options)  # refuses what is too large
     cluster = 1 << options.cluster_bits
@@ -65,8 +69,8 @@ def _qcow2(size: int, source: Image | None, given: Mapping[str, str]) -> Measure
         region = payload_sector(LuksOptions.parse(given).key_bytes) * _SECTOR
         whole += -(-region // cluster) * cluster
     bitmaps = None
-    if isinstance(source, HasBitmaps) and source.can_have_bitmaps and options.version >= 3:
-        bitmaps = _bitmaps(source, cluster)
+    if isinstance(marked, HasBitmaps) and marked.can_have_bitmaps and options.version >= 3:
+        bitmaps = _bitmaps(marked, cluster)
     return Measure(whole - size + data, whole, bitmaps)
 
 

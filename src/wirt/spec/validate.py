@@ -53,8 +53,27 @@ def _numa(machine: Machine) -> Iterator[Problem]:
         yield Problem(
             ("numa",), f"the nodes have {total} bytes together, the machine {machine.memory}"
         )
+    total_vcpus = machine.cpu.max_vcpus or machine.cpu.vcpus
+    seen: set[int] = set()
+    for index, node in enumerate(machine.numa):
+        for vcpu in _vcpus(node.vcpus):
+            if vcpu >= total_vcpus:
+                yield Problem(
+                    ("numa", index, "vcpus"), f"there is no vcpu {vcpu}: there are {total_vcpus}"
+                )
+                break
+            if vcpu in seen:
+                yield Problem(("numa", index, "vcpus"), f"vcpu {vcpu} is in two nodes")
+                break
+            seen.add(vcpu)
     if machine.numa and machine.memory_path:
         yield Problem(("memory_path",), "is not for machines with NUMA nodes")
+
+
+def _vcpus(text: str) -> Iterator[int]:
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def _monitors(machine: Machine) -> Iterator[Problem]:

@@ -120,6 +120,11 @@ class VmPaths(msgspec.Struct, frozen=True):
         return os.path.join(self.log, "qemu.log")
 
     @property
+    def disk_server_log(self) -> str:
+        """What the server of served disks has to say, bounded."""
+        return os.path.join(self.log, "disk-server.log")
+
+    @property
     def ssh_known_hosts(self) -> str:
         return os.path.join(self.root, "known_hosts")
 

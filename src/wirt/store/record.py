@@ -32,6 +32,19 @@ class Summary(msgspec.Struct, frozen=True):
     size: int = 0
 
 
+class ServedImage(msgspec.Struct, frozen=True):
+    """An image that QEMU does not open by itself: wirt serves it over NBD."""
+
+    disk: int
+    """Index of the disk in the description."""
+    path: str
+    format: str
+    why: str
+    read_only: bool
+    below: bool = False
+    """It is what the disk's overlay names, not the disk's own image."""
+
+
 class Run(msgspec.Struct, frozen=True):
     """One life of the QEMU process."""
 
@@ -50,6 +63,10 @@ class Run(msgspec.Struct, frozen=True):
     later_forwards: tuple[tuple[str, str, tuple[str, int, int]], ...] = ()
     """Forwards that can be opened only when another QEMU lets go of the host's ports:
     netdev, the forward as QEMU writes it, and as ``forwards`` has it."""
+    served: tuple[ServedImage, ...] = ()
+    server_pid: int = 0
+    """The process that serves them, with its start time."""
+    server_start_ticks: int = 0
 
     @property
     def process(self) -> ProcessId:
@@ -60,12 +77,14 @@ class Handover(msgspec.Struct, frozen=True):
     """A machine on its way from the recorded QEMU to a second one, while it is frozen.
 
     Undecided, the first is the machine; decided, the second is. ``images`` are the names in
-    ``disks/`` that an overlay has taken, and the frozen files they had.
+    ``disks/`` that an overlay has taken, and the frozen files they had. Without ``next`` it
+    stays in its QEMU, and is decided when that writes to the overlays (``nodes``).
     """
 
     state: str
     images: tuple[tuple[str, str], ...]
-    next: Run
+    next: Run | None = None
+    nodes: tuple[str, ...] = ()
     decided: bool = False
 
 

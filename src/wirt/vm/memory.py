@@ -13,7 +13,7 @@ from wirt.host.accel import Accelerator
 from wirt.spec.machine import Machine
 from wirt.store.layout import Home, VmPaths
 from wirt.store.record import Record
-from wirt.store.states import make_memory_directory
+from wirt.store.states import make_memory_directory, sweep_states
 from wirt.units import MIB, format_size
 from wirt.vm.context import Context
 
@@ -32,6 +32,7 @@ def prepare_memory(
         return ""
     try:
         make_memory_directory(context.home)
+        sweep_states(context.home)
         left = room(context.home)
     except OSError:
         left = 0

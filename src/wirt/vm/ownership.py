@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Collection
 
 from wirt.errors import HostError
 from wirt.host.confine import vm_uid
@@ -66,8 +67,13 @@ def give(paths: VmPaths, record: Record) -> None:
         raise host_error(error, paths.root) from error
 
 
-def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
-    """Refuse files that the VM's uid cannot come to, before QEMU fails on them."""
+def require_reachable(
+    paths: VmPaths, machine: Machine, record: Record, served: Collection[int] = ()
+) -> None:
+    """Refuse files that the VM's uid cannot come to, before QEMU fails on them.
+
+    ``served`` are the indexes of the disks of which QEMU opens only the overlay, or nothing.
+    """
     if not record.uid:
         return
     closed = closed_directory(paths.disks, record.uid)
@@ -76,7 +82,7 @@ def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
             f"QEMU runs as uid {record.uid}, which may not pass {closed} to {paths.root}",
             hint=f"chmod o+x {closed}, or set WIRT_HOME to a place where every user may pass",
         )
-    for disk in machine.disks:
+    for disk in (one for index, one in enumerate(machine.disks) if index not in served):
         for backing in _backing_files(image_path(paths, disk), disk.format):
             if not reachable(backing, record.uid, group=record.group, write=False):
                 raise HostError(
@@ -99,9 +105,9 @@ def _backing_files(path: str, image_format: str) -> list[str]:
 
 
 def descriptors_needed(
-    paths: VmPaths, machine: Machine, record: Record
+    paths: VmPaths, machine: Machine, record: Record, served: Collection[int] = ()
 ) -> dict[str, tuple[int, bool]]:
-    """Open the images that the VM's uid cannot reach.
+    """Open the images that the VM's uid cannot reach, but for the disks ``served``.
 
     Returns path → (descriptor, read-only); the caller closes them. A user's own file is
     handed to QEMU as a descriptor instead of changing its owner or mode.
@@ -109,7 +115,7 @@ def descriptors_needed(
     if not record.uid:
         return {}
     opened: dict[str, tuple[int, bool]] = {}
-    for disk in machine.disks:
+    for disk in (one for index, one in enumerate(machine.disks) if index not in served):
         path = image_path(paths, disk)
         read_only = is_read_only(disk) or disk.discard_writes
         if not disk.image or reachable(path, record.uid, write=not read_only):

@@ -34,15 +34,22 @@ from wirt.store.atomic import write_file
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
-from wirt.store.record import Record, Run, read_record, write_record
+from wirt.store.record import Record, Run, ServedImage, read_record, write_record
 from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, summarise
+from wirt.vm.disk_serving import (
+    end_disk_server,
+    ensure_disk_server,
+    start_disk_server,
+    with_server,
+)
 from wirt.vm.forking.handover import recover
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
 from wirt.vm.memory import prepare_memory, remove_memory
 from wirt.vm.monitor import connect
+from wirt.vm.served import as_served, find_served, sockets
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -70,6 +77,8 @@ def _go_on(paths: VmPaths) -> bool:
     if record.phase != "running":
         kill_holders(paths.run_lock)  # its guest never ran, so nothing is lost
         return False
+    if record.run and record.run.served:
+        ensure_disk_server(paths, record, load_spec(paths))
     if record.run and not record.run.paused_on_request:
         with connect(paths, record) as qmp:
             if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
@@ -89,11 +98,20 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     warning = preflight.check_memory(machine)
     if warning:
         context.say(warning)
+    end_disk_server(record.run)
+    images = find_served(paths, machine)
+    machine = as_served(machine, images)
+    for image in images:
+        access = "read-only" if image.read_only else "read-write"
+        context.say(f"disk {image.disk} is served to QEMU, {access}: {image.why}")
+    served = {image.disk for image in images}
     preflight.check_images(paths, machine)
     discard.make_overlays(paths, machine)
-    ownership.require_reachable(paths, machine, record)
+    ownership.require_reachable(paths, machine, record, served)
     machine = preflight.with_free_ports(machine)
-    descriptors = ownership.descriptors_needed(paths, machine, record)
+    descriptors = ownership.descriptors_needed(
+        paths, machine, record, {image.disk for image in images if not image.below}
+    )
     memory = prepare_memory(context, paths, machine, record, accelerator)
     write_file(paths.started, msgspec.json.encode(machine), durable=False)
     machine = for_tcg(machine, record, accelerator.name)
@@ -104,7 +122,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
         memory_shared=bool(memory),
     )
     try:
-        _start(paths, machine, record, capabilities, accelerator, runtime, paused=paused)
+        _start(paths, machine, record, capabilities, accelerator, runtime, images, paused=paused)
     finally:
         ownership.close_all(descriptors)
         discard.remove_overlays(paths, machine)
@@ -117,6 +135,7 @@ def _start(
     capabilities: Capabilities,
     accelerator: Accelerator,
     runtime: Runtime,
+    images: tuple[ServedImage, ...],
     *,
     paused: bool,
 ) -> None:
@@ -132,12 +151,14 @@ def _start(
         paused_on_request=paused,
         forwards=forwards(machine),
         memory="file" if runtime.memory_file else "anonymous",
+        served=images,
     )
     ownership.make_runtime(paths, record)
     ownership.give(paths, record)
-    record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
-    write_record(paths.record, record)
     try:
+        run = with_server(run, start_disk_server(paths, record, machine, images))
+        record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
+        write_record(paths.record, record)
         launched = _launch(paths, line, list(runtime.fd_paths.values()))
         try:
             _settle(paths, machine, record, run, launched)
@@ -147,6 +168,7 @@ def _start(
         finally:
             launched.close()
     except BaseException as error:
+        end_disk_server(run, patience=1.0)
         _record_failure(paths, record, error)
         raise
 
@@ -209,6 +231,7 @@ def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Ru
         firmware_code=files.code if files else "",
         uefi_variables=variables,
         host_devices=preflight.host_devices(paths, machine),
+        served=sockets(paths, machine, find_served(paths, machine)),
         overlays=discard.overlay_paths(paths, machine),
         paused=True,
     )

@@ -6,7 +6,7 @@ import os
 
 import msgspec
 
-from wirt.errors import ProtocolError, Timeout, WirtError, WrongState
+from wirt.errors import NotFound, ProtocolError, Timeout, WirtError, WrongState
 from wirt.host.process_id import ProcessId
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
@@ -42,7 +42,10 @@ def boot_id() -> str:
 
 
 def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
-    """Return the state of a machine. With ``ask``, QEMU says whether it runs or is paused."""
+    """Return the state of a machine. With ``ask``, QEMU says whether it runs or is paused.
+
+    Raises NotFound for a fork whose maker was killed before it ran.
+    """
     record = read_record(paths.record)
     if record.handover is not None or record.unborn:
         record = _settled(paths)
@@ -66,6 +69,8 @@ def _settled(paths: VmPaths) -> Record:
     from wirt.vm.forking.handover import recover_if_abandoned
 
     recover_if_abandoned(Context(paths.home), paths)
+    if not os.path.isdir(paths.root):
+        raise NotFound(f"the fork {paths.name} was interrupted before it ran, and is undone")
     return read_record(paths.record)
 
 

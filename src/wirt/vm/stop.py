@@ -29,6 +29,7 @@ from wirt.store.record import Record, write_record
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.disk_serving import end_disk_server
 from wirt.vm.forking.handover import recover
 from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
@@ -142,6 +143,7 @@ def settle(paths: VmPaths, record: Record, ended: str) -> None:
     """Record that a machine is down, and remove its sockets."""
     for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
         process.wait(_QUIT_SECONDS)
+    end_disk_server(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     remove_memory(paths)
     write_record(

@@ -38,6 +38,7 @@ def run(words: Sequence[str]) -> int:
         except WirtError as error:
             raise failure_of(error) from error
         finally:
+            progress.complete()
             progress.end()
     return 0
 
@@ -66,7 +67,7 @@ def _options(format_name: str, text: str) -> dict[str, str]:
             parse_options(text, (*AMENDMENT[format_name], *options_of(format_name)))
         except Failure:
             raise failure from None
-        failure.hint = "This option is only supported for image creation"
+        failure.hint = "This option is only supported for image creation\n"
         raise
 
 

@@ -64,7 +64,9 @@ def _is_device(name: str) -> bool:
 
 
 def local_path(name: str) -> str:
-    return name.removeprefix("file:")
+    """Return the path of a name of the protocol ``file``, or of a plain one."""
+    path = name.removeprefix("file:")
+    return f"./{path}" if path != name and protocol_of(path) else path
 
 
 def _open_file(options: Mapping[str, Any], access: Access) -> Storage:

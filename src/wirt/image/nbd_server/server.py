@@ -96,6 +96,11 @@ class Server:
         finally:
             self._end()
 
+    @property
+    def was_used(self) -> bool:
+        """Some client has chosen an export."""
+        return self._served > 0
+
     def stop(self) -> None:
         """Let ``run`` come to its end."""
         self._stopping = True

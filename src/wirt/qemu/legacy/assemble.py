@@ -8,11 +8,12 @@ from typing import Any
 
 from wirt.qapi.value import QapiObject
 from wirt.qemu.boot import DEFAULT_ORDER
-from wirt.qemu.legacy.disks import disks, replace_ids
+from wirt.qemu.legacy.disks import BY_KIND, disks, replace_ids
 from wirt.qemu.legacy.draft import Draft
+from wirt.qemu.legacy.memory import numa_nodes, take_memory
 from wirt.qemu.legacy.nets import nics
-from wirt.qemu.legacy.note import Refused
 from wirt.qemu.legacy.options.chardevs import from_chardev, words_of
+from wirt.qemu.legacy.options.nodes import resolve
 from wirt.qemu.legacy.screens import displays, ports
 from wirt.spec.console import Video
 from wirt.spec.hardware import (
@@ -20,7 +21,6 @@ from wirt.spec.hardware import (
     Boot,
     Cpu,
     Firmware,
-    NumaNode,
     Qemu,
     Rtc,
     Usb,
@@ -41,17 +41,23 @@ def assemble(draft: Draft) -> tuple[Machine, dict[str, QapiObject]]:
     """Return the machine, and what QEMU is told of its TAPs. Raises Refused."""
     fields = dict(draft.settings)
     _names(fields, draft)
+    _flash_chips(draft)
+    _floppy_places(draft)
     made_disks = replace_ids(disks(draft))
     cards, uplinks = nics(draft)
     shown = displays(draft)
     serials, parallels, monitors = ports(draft, shown)
+    if fields.pop("speaker", False) and "pcspk" not in draft.sound:
+        draft.sound.append("pcspk")
     fields.setdefault("memory", OLD_MEMORY)
     fields.setdefault("machine_type", "pc")
     fields["machine_type"] += "".join(f",{k}={v}" for k, v in draft.board_options.items())
     fields.setdefault("video", Video("cirrus" if draft.defaults else "none"))
     for key in ("rng", "balloon", "vmgenid", "panic_notifier"):
         fields.setdefault(key, False)
-    fields["numa"] = _numa(draft, fields["memory"])
+    take_memory(draft, fields)
+    fields["numa"] = numa_nodes(draft, fields["memory"])
+    _take_entropy(draft, fields)
     fields["cpu"] = _cpu(draft)
     fields["firmware"] = _firmware(draft)
     fields["boot"] = _boot(draft)
@@ -74,6 +80,12 @@ def _used(uplinks: dict[str, QapiObject], cards: Any) -> dict[str, QapiObject]:
     return uplinks if any(isinstance(card.backend, Tap) for card in cards) else {}
 
 
+def _floppy_places(draft: Draft) -> None:
+    for index in draft.floppy_boot.values():
+        if index >= BY_KIND:
+            draft.boot_places[index // BY_KIND - 1] = "floppy"
+
+
 def _names(fields: dict[str, Any], draft: Draft) -> None:
     """A machine's name is also one of a directory; a window's title may be any."""
     title = fields.pop("title", "")
@@ -91,24 +103,31 @@ def _stem(draft: Draft) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:60]
 
 
-def _numa(draft: Draft, memory: int) -> tuple[NumaNode, ...]:
-    if not draft.numa:
-        return ()
-    given = sum(size for size, _ in draft.numa)
-    open_nodes = sum(1 for size, _ in draft.numa if not size)
-    left = memory - given
-    if left < 0 or (left and not open_nodes):
-        raise Refused("the nodes have not the memory of the machine", "make mem= of all nodes -m")
-    share = left // open_nodes // MIB * MIB if open_nodes else 0
-    nodes = [NumaNode(size or max(share, MIB), vcpus) for size, vcpus in draft.numa]
-    rest = memory - sum(node.memory for node in nodes)
-    return (*nodes[:-1], NumaNode(nodes[-1].memory + max(rest, 0), nodes[-1].vcpus))
+def _take_entropy(draft: Draft, fields: dict[str, Any]) -> None:
+    """The source of virtio-rng is made with the device."""
+    source = draft.objects.get("entropy")
+    if fields.get("rng") and source is not None:
+        source.used = True
 
 
 def _cpu(draft: Draft) -> Cpu:
     fields = {"model": OLD_CPU, **draft.cpu}
     fields["model"] = ",".join([fields["model"], *draft.cpu_features])
     return Cpu(**fields)
+
+
+def _flash_chips(draft: Draft) -> None:
+    """Nodes that the board shows as flash chips are disks on a bus of their own."""
+    for place in ("pflash0", "pflash1"):
+        name = draft.firmware.get(place, "")
+        if not name or name in _UEFI:
+            continue
+        drive = resolve(draft, name)
+        if drive is None:
+            draft.args += ["-machine", f"{place}={name}"]
+            continue
+        drive.interface = "pflash"
+        draft.drives.append(drive)
 
 
 def _firmware(draft: Draft) -> Firmware:

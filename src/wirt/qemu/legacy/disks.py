@@ -14,6 +14,10 @@ from wirt.qemu.legacy.options.drives import protocol_of
 from wirt.qemu.legacy.values import join
 from wirt.spec.disk import Disk, Geometry, Throttle
 
+BY_KIND = 1000
+"""First boot index that the compiler gives by kind of device."""
+EMPTY = "qcow2"
+"""Format of a drive without a medium: the spec's default, which means nothing there."""
 _UNITS = {"ide": 2, "scsi": 7, "floppy": 2}
 _CD_DEVICES = ("/dev/cdrom", "/dev/sr", "/dev/scd", "/dev/dvd")
 _FIRST_CD = 2
@@ -35,7 +39,27 @@ def disks(draft: Draft) -> tuple[Disk, ...]:
             _as_words(draft, drive, len(made))
         else:
             made.append(_disk(draft, drive))
+    _refuse_shared(draft)
     return tuple(made)
+
+
+def _refuse_shared(draft: Draft) -> None:
+    """One image in two drives was never safe; QEMU locks images since 2.10."""
+    seen: set[str] = set()
+    for drive in draft.drives:
+        keeps = drive.shown and drive.media != "cdrom" and bool(drive.file)
+        if not keeps or drive.settings.get("read_only") or _is_lost(draft, drive):
+            continue
+        if drive.file in seen:
+            raise Refused(
+                f"{drive.file} is in two drives, and both would write to it",
+                "readonly=on or snapshot=on for one of them",
+            )
+        seen.add(drive.file)
+
+
+def _is_lost(draft: Draft, drive: Drive) -> bool:
+    return draft.snapshot or bool(drive.settings.get("discard_writes"))
 
 
 def _is_q35(draft: Draft) -> bool:
@@ -98,10 +122,10 @@ def _add_empty(draft: Draft) -> None:
     last = 1 << 20
     if (kind, bus, unit) not in places and not any(d.media == "cdrom" for d in draft.drives):
         draft.drives.append(
-            Drive("", kind, "cdrom", "raw", bus=bus, unit=unit, position=last)
+            Drive("", kind, "cdrom", bus=bus, unit=unit, position=last)
         )  # fmt: skip
     if not any(drive.interface == "floppy" for drive in draft.drives):
-        draft.drives.append(Drive("", "floppy", "disk", "raw", unit=0, position=last + 1))
+        draft.drives.append(Drive("", "floppy", "disk", unit=0, position=last + 1))
 
 
 def _apply_geometry(draft: Draft) -> None:
@@ -165,8 +189,10 @@ def _fit(draft: Draft, drive: Drive, media: str, settings: dict[str, Any]) -> No
     if "geometry" in settings:
         settings["geometry"] = Geometry(**settings["geometry"])
     if drive.interface in {"floppy", "sd", "pflash", "usb"}:
-        for key in ("geometry", "on_write_error", "on_read_error"):
-            settings.pop(key, None)
+        settings.pop("geometry", None)
+    if drive.interface in {"floppy", "sd", "pflash"}:
+        settings.pop("on_write_error", None)
+        settings.pop("on_read_error", None)
     if drive.interface in {"floppy", "sd", "pflash"} or (media == "cdrom" and not drive.file):
         settings.pop("serial", None)
     if "throttle" in settings:
@@ -190,7 +216,9 @@ def _placement(drive: Drive) -> dict[str, Any]:
 def _format(draft: Draft, drive: Drive) -> str:
     if drive.image_format:
         return drive.image_format
-    if not drive.file or drive.file.startswith("/dev/"):
+    if not drive.file:
+        return EMPTY
+    if drive.file.startswith("/dev/"):
         return "raw"
     return draft.facts.format_of(drive.file)
 
@@ -208,11 +236,20 @@ def _kind(drive: Drive) -> str:
 
 def _boot_index(draft: Draft, drive: Drive) -> int | None:
     order = draft.boot.get("order") or ["disk"]
-    if drive.interface in {"floppy", "sd", "pflash"}:
+    if drive.interface == "floppy":
+        return _floppy_boot(draft, drive)
+    if drive.interface in {"sd", "pflash"}:
         return None
     if drive.boots and order[0] == "disk" and not draft.boot.get("once"):
         return 0
     return drive.boot_index
+
+
+def _floppy_boot(draft: Draft, drive: Drive) -> int | None:
+    index = draft.floppy_boot.get("B" if drive.unit else "A")
+    if index is None or index >= BY_KIND:
+        return None
+    return max(0, index - bool(draft.boot.get("kernel")))
 
 
 def _as_words(draft: Draft, drive: Drive, number: int) -> None:

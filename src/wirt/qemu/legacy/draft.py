@@ -112,8 +112,9 @@ class Draft:
     firmware: dict[str, Any] = field(default_factory=dict)
     board_options: dict[str, str] = field(default_factory=dict)
     cpu_features: list[str] = field(default_factory=list)
-    numa: list[tuple[int, str]] = field(default_factory=list)
-    """Memory (0: a fair share) and vcpus of each node."""
+    numa: list[tuple[int, str, str]] = field(default_factory=list)
+    """Memory (0: a fair share), vcpus and memory object of each node."""
+    memory_backend: str = ""
     drives: list[Drive] = field(default_factory=list)
     floppy_boot: dict[str, int] = field(default_factory=dict)
     chs: dict[str, Any] = field(default_factory=dict)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from wirt.spec.nic import Backend
+
 
 def _nothing(_path: str) -> bool:
     return False
@@ -24,8 +26,11 @@ class Facts:
 
     ``format_of`` looks into an image. ``windows`` are the toolkits that can open a window
     here. ``virtualization`` is the CPU's: ``vmx``, ``svm`` or empty. ``free_display`` is the
-    number of a VNC display that nobody has. For lines that wirt made itself: ``directory``
-    and ``socket`` as in ``qemu.runtime``, and which image came as which descriptor.
+    number of a VNC display that nobody has.
+
+    For lines that wirt made itself: ``directory``, ``socket`` and ``memory_file`` as in
+    ``qemu.runtime``; ``fd_images``, which image came as which descriptor; ``backends``, what
+    the host made under the name of which netdev.
     """
 
     format_of: Callable[[str], str] = format_by_name
@@ -40,7 +45,9 @@ class Facts:
     has_kvm: bool = False
     directory: str = ""
     socket: Callable[[str], str] | None = None
+    memory_file: str = ""
     fd_images: Mapping[int, str] = field(default_factory=dict)
+    backends: Mapping[str, Backend] = field(default_factory=dict)
     strict: bool = False
     """Files and devices that are absent are refused; else they are believed to come."""
 

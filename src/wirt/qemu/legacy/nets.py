@@ -17,7 +17,7 @@ from wirt.qemu.legacy.draft import Card, Draft, Wire
 from wirt.qemu.legacy.note import Refused
 from wirt.qemu.legacy.options.network import merged
 from wirt.qemu.netdev import backend_value
-from wirt.qemu.nic import nic_id
+from wirt.qemu.nic import OWN_HUBS, attachment, nic_id
 from wirt.qemu.runtime import Runtime
 from wirt.spec.nic import Backend, Nic, Tap, Unplugged, User
 
@@ -47,15 +47,18 @@ def default_model(draft: Draft) -> str:
 
 
 def _join_hubs(draft: Draft) -> None:
-    """Newer lines name the ports of a hub: the same as a vlan."""
+    """Newer lines name the ports of a hub: the same as a vlan, unless it is a card's own."""
+    backends = {name: hub for hub, name in draft.hub_ports.values() if name}
+    own = {hub: name for name, hub in backends.items() if hub >= OWN_HUBS}
     for card in draft.cards:
         if card.netdev in draft.hub_ports:
-            card.vlan = draft.hub_ports[card.netdev][0]
-            card.netdev = ""
-            draft.hubs.add(card.vlan)
-    backends = {name: hub for hub, name in draft.hub_ports.values() if name}
+            hub = draft.hub_ports[card.netdev][0]
+            card.netdev = own.get(hub, "")
+            if hub < OWN_HUBS:
+                card.vlan = hub
+                draft.hubs.add(hub)
     for wire in draft.wires:
-        if wire.id in backends:
+        if backends.get(wire.id, OWN_HUBS) < OWN_HUBS:
             wire.vlan = backends[wire.id]
             draft.hubs.add(wire.vlan)
 
@@ -96,6 +99,9 @@ class _Plan:
         """Make a card with its network."""
         index = len(self.nics)
         wire, hub = self._network(card)
+        if wire is not None and wire.words:
+            self._by_words(wire, card)
+            return
         nic = Nic(
             model=card.model or default_model(self.draft),  # type: ignore[arg-type]
             mac=card.mac or (_mac(index) if card.gives_mac else ""),
@@ -105,8 +111,6 @@ class _Plan:
             address=card.address,
             boot_index=card.boot_index,
         )
-        if wire is not None and wire.words:
-            self._by_words(wire, card)
         if isinstance(nic.backend, Tap) and wire is not None:
             self.uplinks[f"{nic_id(nic, index)}-net"] = wire.uplink
         self.nics.append(nic)
@@ -114,10 +118,7 @@ class _Plan:
 
     def _remember(self, card: Card, nic: Nic, index: int) -> None:
         if card.vlan is not None:
-            stem = nic_id(nic, index)
-            self.ports.setdefault(
-                card.vlan, f"{stem}-hub" if nic.hub is not None else f"{stem}-net"
-            )
+            self.ports.setdefault(card.vlan, attachment(nic, index))
 
     def _network(self, card: Card) -> tuple[Wire | None, int | None]:
         if card.netdev:
@@ -143,10 +144,13 @@ class _Plan:
         return wire.backend if wire is not None and wire.backend is not None else Unplugged()
 
     def _by_words(self, wire: Wire, card: Card) -> None:
-        raise Refused(
-            f"the network {dict(wire.words).get('type')} needs a card in QEMU's own words",
-            f"-netdev …,id=n0 -device {card.model or default_model(self.draft)},netdev=n0",
-        )
+        """A network that only QEMU's words can say takes its card along."""
+        name = self.draft.fresh("oldnet")
+        self.draft.early += ["-netdev", _netdev_words(wire, name)]
+        model = card.model or default_model(self.draft)
+        driver = {"virtio": "virtio-net-pci", "usb": "usb-net"}.get(model, model)
+        mac = card.mac or _mac(len(self.nics))
+        self.draft.args += ["-device", f"driver={driver},netdev={name},mac={mac}"]
 
     def leave(self, wire: Wire) -> None:
         """A backend without a card of its own goes to QEMU as words."""

@@ -68,9 +68,9 @@ def card(draft: Draft, parts: Parts, _position: int) -> bool:
         in_place: str | None = "" if parts.pop("bus", "usb.0") in _USB else None
     else:
         in_place = _place(parts)
-    if parts or rom or in_place is None:
-        return False
     netdev = said.get("netdev", "")
+    if parts or rom or in_place is None or _is_foreign(draft, netdev):
+        return False
     if netdev and any(other.netdev == netdev for other in draft.cards):
         raise Refused(
             f"two cards at the network {netdev}: a network has one card, then as now",
@@ -85,6 +85,11 @@ def card(draft: Draft, parts: Parts, _position: int) -> bool:
         )
     )  # fmt: skip
     return True
+
+
+def _is_foreign(draft: Draft, netdev: str) -> bool:
+    """True for a network that only QEMU's own words can say: its card goes with it."""
+    return any(wire.id == netdev and wire.backend is None for wire in draft.wires)
 
 
 def _boot(draft: Draft, text: str | None, kind: str) -> int | None:
@@ -229,6 +234,15 @@ def _scsi_place(draft: Draft, bus: str, parts: Parts) -> tuple[str, int | None, 
         return None
     number = int(match[1] or 0) if match else 0
     return "scsi", number, int(target) if target.isdigit() else None
+
+
+def floppy_controller(draft: Draft, parts: Parts, position: int) -> bool:
+    """The controller of newer boards: its boot indexes are those of its drives."""
+    for drive in ("A", "B"):
+        index = parts.get(f"bootindex{drive}", "")
+        if index.isdigit():
+            draft.floppy_boot[drive] = int(index)
+    return own("floppy")(draft, parts, position)
 
 
 def own(*names: str) -> Handler:
@@ -432,5 +446,5 @@ HANDLERS: dict[str, Handler] = {
     "ich9-ahci": own("ahci"),
     "sdhci-pci": own("sdhci"),
     "usb-bot": own(r".+-usb"),
-    "isa-fdc": own("floppy"),
+    "isa-fdc": floppy_controller,
 }

@@ -82,8 +82,6 @@ def ports(
             )
             if not shared:
                 monitors.append(Monitor(SharesSerial(len(serials))))
-            if isinstance(port.backend, Stdio):
-                port.backend = Stdio(signals=False)
         serials.append(Serial(port.backend))  # type: ignore[arg-type]
     parallels = [Parallel(port.backend) for port in draft.parallels if port.backend]  # type: ignore[arg-type]
     asked = [

@@ -25,11 +25,27 @@ def simplify(machine: Machine, capabilities: Capabilities) -> Machine:
     wanted = _compiled(machine, capabilities)
     everything = _all_open(machine)
     if _is_same(everything, wanted, capabilities):
-        return everything
+        return canonical(everything)
     for shorter in _steps(machine):
         if _is_same(shorter(machine), wanted, capabilities):
             machine = shorter(machine)
-    return machine
+    return canonical(machine)
+
+
+def canonical(value: T) -> T:
+    """Return the struct with its defaults as such: what is written leaves them out."""
+    if not isinstance(value, msgspec.Struct):
+        return value
+    changes = {}
+    for field in msgspec.structs.fields(value):
+        now = getattr(value, field.name)
+        if field.default is not msgspec.NODEFAULT and now == field.default:
+            changes[field.name] = field.default
+        elif isinstance(now, tuple):
+            changes[field.name] = tuple(canonical(item) for item in now)
+        else:
+            changes[field.name] = canonical(now)
+    return msgspec.structs.replace(value, **changes)
 
 
 class _Open:
@@ -49,8 +65,12 @@ class _Open:
                 return change(machine, usb=change(machine.usb, controller="none"))
             case "order":
                 return change(machine, boot=change(machine.boot, order=()))
+            case "panic":
+                return change(machine, panic_notifier=True)
             case "disk":
                 return change(machine, disks=_changed(machine.disks, self.index, _open_disk))
+            case "controller":
+                return change(machine, disks=_changed(machine.disks, self.index, _open_controller))
             case _:
                 return change(machine, nics=_changed(machine.nics, self.index, _open_nic))
 
@@ -63,15 +83,20 @@ def _open_disk(disk: Disk) -> Disk:
     return msgspec.structs.replace(disk, bus_index=None, unit=None, address="")
 
 
+def _open_controller(disk: Disk) -> Disk:
+    return msgspec.structs.replace(disk, bus_index=None)
+
+
 def _open_nic(nic: Nic) -> Nic:
     return msgspec.structs.replace(nic, address="")
 
 
 def _steps(machine: Machine) -> Iterator[_Open]:
-    for kind in ("cpu", "usb", "order"):
+    for kind in ("cpu", "usb", "order", "panic"):
         yield _Open(kind)
     for index in range(len(machine.disks)):
         yield _Open("disk", index)
+        yield _Open("controller", index)
     for index in range(len(machine.nics)):
         yield _Open("nic", index)
 

@@ -63,9 +63,8 @@ def translate(words: Sequence[str], facts: Facts, capabilities: Capabilities) ->
 
 
 def _image_tool(program: str) -> Note:
-    today = f"wirt img, or {program.replace('kvm', 'qemu')}"
-    return Note(program, "", "refused", "", today, "this is a line of the image tool, which makes "
-                "and converts disks; it is no machine")  # fmt: skip
+    why = "this is a line of the image tool, which makes and converts disks: it is no machine"
+    return Note(program, "", "refused", "", "kvm-img runs it, wirt img does the same", why)
 
 
 def _finish(draft: Draft, notes: tuple[Note, ...]) -> Translation:
@@ -125,7 +124,7 @@ def _plug(draft: Draft, given: Given) -> Note:
 def _note(option: Option, given: Given, outcome: Outcome) -> Note:
     shown = "" if option.name == DISK else f"-{option.name}"
     same = outcome.status == "same"
-    today = outcome.today or ("" if outcome.status == "dropped" else option.today)
+    today = outcome.today or (option.today if outcome.status == "translated" else "")
     return Note(
         option=shown,
         value=given.value,

@@ -24,6 +24,7 @@ from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.record import Record
 from wirt.store.states import FrozenDisk
 from wirt.vm.preflight import image_path
+from wirt.vm.served import find_served
 
 _QCOW2_MAGIC = b"QFI\xfb"
 _SIZE_AT = 24
@@ -31,7 +32,14 @@ _SIZE_AT = 24
 
 def obstacles(paths: VmPaths, machine: Machine) -> list[tuple[str, str]]:
     """Return (device and why it cannot be forked, cure) for each disk that cannot."""
-    found = []
+    found = [
+        (
+            f"disk {disk_id(machine.disks[image.disk], image.disk)} is served to QEMU by wirt "
+            f"({image.why})",
+            "convert it: wirt img convert -O qcow2",
+        )
+        for image in find_served(paths, machine)
+    ]
     for index, disk in enumerate(machine.disks):
         problem = _obstacle(paths, disk)
         if problem:

@@ -11,7 +11,7 @@ import msgspec
 
 from wirt.errors import AlreadyExists, UsageError, WirtError
 from wirt.store.machines import check_name, machine_names
-from wirt.store.states import State, collect, using
+from wirt.store.states import State, collect, drop_memory, process_label, release, using
 from wirt.vm.context import Context
 from wirt.vm.forking.admission import admitted
 from wirt.vm.forking.freeze import freeze
@@ -62,9 +62,8 @@ def fork(
             context, frozen.state, new_names,
             wish=wish, all_or_nothing=all_or_nothing, progress=progress,
         )  # fmt: skip
-    except BaseException:
-        collect(context.home, frozen.state.id)
-        raise
+    finally:
+        give_up(context, frozen.state)
     return ForkResult(
         source=name,
         state=frozen.state.id,
@@ -74,6 +73,13 @@ def fork(
         failed=tuple((fork_name, str(error)) for fork_name, error in failed),
         notes=frozen.notes,
     )
+
+
+def give_up(context: Context, state: State) -> None:
+    """Let go of a state that this process held; what stands on it keeps it."""
+    release(state, process_label())
+    if not collect(context.home, state.id):
+        drop_memory(context.home, state.id)
 
 
 def names_for(context: Context, name: str, count: int) -> list[str]:

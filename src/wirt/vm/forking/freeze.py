@@ -15,19 +15,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
 
 import msgspec
 
-from wirt.errors import WrongState
-from wirt.host.cpu import host_cpu
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
-from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import StatusInfo
-from wirt.qemu.machine import cpu_model
 from wirt.qemu.netdev import forward_text
 from wirt.qemu.nic import nic_id
 from wirt.spec.machine import Machine
@@ -36,61 +31,57 @@ from wirt.store.atomic import host_error
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
-from wirt.store.record import Handover, Record, Run, write_record
-from wirt.store.states import Manifest, State, new_state, publish
+from wirt.store.record import Handover, write_record
+from wirt.store.states import Manifest, new_state, sweep_states
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
 from wirt.vm.forking.disks import (
-    freeze_disks,
     freeze_variables,
     let_family_read,
-    make_overlay,
-    sync_data,
 )
 from wirt.vm.forking.forkable import Chosen, require_forkable
-from wirt.vm.forking.guest import look_at_guest, ports_taken
-from wirt.vm.forking.handover import beside, finish, recover, take_names, undo
+from wirt.vm.forking.guest import ports_taken
+from wirt.vm.forking.handover import finish, recover, take_names, undo
 from wirt.vm.forking.incoming import (
     Incoming,
     await_migration,
     begin_incoming,
     ground_of,
-    qemu_facts,
     set_capabilities,
 )
+from wirt.vm.forking.source import Frozen, Source
+from wirt.vm.forking.stream import Copying
 from wirt.vm.monitor import connect
-from wirt.vm.start import DEFAULT_BINARY, for_tcg
+from wirt.vm.start import for_tcg
 
 SAVE_SECONDS = 120.0
 UNLIMITED = 1 << 40
 """Bytes a second; QEMU's own limit would make the guest wait."""
 
 
-class Frozen(msgspec.Struct, frozen=True):
-    """A state, and what making it cost the machine: ``pause`` in seconds."""
-
-    state: State
-    pause: float
-    method: str
-    notes: tuple[str, ...] = ()
-
-
-def freeze(context: Context, name: str, *, keep_process: bool = False) -> Frozen:
+def freeze(context: Context, name: str, *, keep_process: bool = False, label: str = "") -> Frozen:
     """Freeze a running machine, which goes on; return the state.
+
+    ``label`` holds the state (``wirt.store.states.hold``); without one this process does,
+    until it ends or releases ``process_label()``: then the memory goes, and with the last
+    machine that stands on it, the state.
 
     With ``keep_process`` it goes on in the same QEMU: open connections and running commands
     live on, and the memory is copied while it runs. Raises WrongState, naming device and
     cure, before anything is touched.
     """
     with locked(context.home, name, waiting=context.say) as paths:
-        return freeze_locked(context, paths, keep_process=keep_process)
+        return freeze_locked(context, paths, keep_process=keep_process, label=label)
 
 
-def freeze_locked(context: Context, paths: VmPaths, *, keep_process: bool = False) -> Frozen:
+def freeze_locked(
+    context: Context, paths: VmPaths, *, keep_process: bool = False, label: str = ""
+) -> Frozen:
     """The same for a machine whose lock the caller holds."""
     record = recover(context, paths)
     state.require_running(paths)
+    sweep_states(context.home)
     machine = load_started(paths)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
         chosen = require_forkable(paths, machine, record, qmp, keep_process=keep_process)
@@ -100,78 +91,10 @@ def freeze_locked(context: Context, paths: VmPaths, *, keep_process: bool = Fals
         for note in chosen.notes:
             context.say(note)
         record = msgspec.structs.replace(record, group=record.group or record.uid)
-        source = Source(context, paths, machine, record, qmp, made, chosen.notes)
+        source = Source(context, paths, machine, record, qmp, made, chosen.notes, label)
         if chosen.method == "stream":
-            raise WrongState(
-                f"{paths.name} cannot be handed over to another QEMU: {chosen.notes[0]}",
-                hint=f"wirt restart {paths.name}",
-            )
+            return Copying(source).run()
         return _HandingOver(source).run()
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A running machine that is frozen, and the state in the making."""
-
-    context: Context
-    paths: VmPaths
-    machine: Machine
-    record: Record
-    qmp: QmpClient
-    made: StatePaths
-    notes: tuple[str, ...]
-
-    @property
-    def run(self) -> Run:
-        """The life that is frozen. Raises WrongState."""
-        if self.record.run is None:
-            raise WrongState(f"{self.paths.name} is not running")
-        return self.record.run
-
-    def describe(self, method: str) -> Manifest:
-        """Return the manifest as far as it is known before the pause."""
-        binary = self.machine.qemu.binary or DEFAULT_BINARY
-        capabilities = probe(binary, self.context.home.cache)
-        run = self.run
-        return Manifest(
-            created=time.time(),
-            source=self.paths.name,
-            parent=self.record.state,
-            machine=self.machine,
-            accelerator=run.accelerator,
-            cpu=cpu_model(self.machine, run.accelerator),
-            host_cpu=host_cpu().model if run.accelerator == "kvm" else "",
-            qemu=qemu_facts(self.context, capabilities),
-            argv=run.argv,
-            memory=self.machine.memory,
-            disks=freeze_disks(self.paths, self.machine, self.made, self.record),
-            guest=look_at_guest(self.paths, self.qmp),
-            clock=0.0,
-            method=method,
-            image=self.record.image,
-            image_id=self.record.image_id,
-            guest_user=self.record.guest_user,
-        )
-
-    def make_overlays(self, manifest: Manifest) -> tuple[tuple[str, str], ...]:
-        """Make an overlay beside each image that was frozen; return names and frozen files."""
-        images = []
-        for disk in manifest.disks:
-            if disk.shared:
-                continue
-            name = os.path.basename(self.machine.disks[disk.index].image)
-            target = beside(self.paths, name)
-            make_overlay(target, disk, self.made)
-            if self.record.uid:
-                os.chown(target, self.record.uid, self.record.uid)
-            images.append((name, os.path.join(self.made.root, disk.file)))
-        return tuple(images)
-
-    def publish(self, manifest: Manifest, *, clock: float, pause: float) -> State:
-        """Make the state one; its machine stands on it already."""
-        sync_data(self.made.devices)
-        let_family_read(self.made.devices, self.record)
-        return publish(self.made, msgspec.structs.replace(manifest, clock=clock, pause=pause))
 
 
 class _HandingOver:
@@ -258,7 +181,7 @@ class _HandingOver:
 
     def _decide(self, process: ProcessId, incoming: Incoming) -> None:
         handover = self.record.handover
-        if handover is None:
+        if handover is None or handover.next is None:
             return
         second = msgspec.structs.replace(
             handover.next,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
 import msgspec
@@ -28,7 +28,7 @@ from wirt.host.failpoint import failpoint
 from wirt.host.holders import processes_with
 from wirt.host.process_id import ProcessId
 from wirt.protocols.qmp.client import QmpClient
-from wirt.protocols.qmp.messages import StatusInfo
+from wirt.protocols.qmp.messages import BlockNodeInfo, StatusInfo
 from wirt.store.atomic import sync_directory
 from wirt.store.layout import VmPaths
 from wirt.store.locks import try_lock
@@ -57,8 +57,14 @@ def beside(paths: VmPaths, name: str) -> str:
     return os.path.join(paths.disks, f".next-{name}")
 
 
-def undo(context: Context, paths: VmPaths, record: Record) -> Record:
-    """Let the first QEMU go on as if nothing had been; nothing has run in the second."""
+def undo(
+    context: Context, paths: VmPaths, record: Record, *, qmp: QmpClient | None = None
+) -> Record:
+    """Let the first QEMU go on as if nothing had been; nothing has run in a second.
+
+    One that stayed in its QEMU, and writes to the overlays already, keeps these. ``qmp`` is a
+    connection to the first, if there is one.
+    """
     handover = record.handover
     if handover is None:
         return record
@@ -66,14 +72,37 @@ def undo(context: Context, paths: VmPaths, record: Record) -> Record:
     for process in processes_with(paths.run_lock):
         if process != first:
             _end(process)
-    _restore_names(paths, handover)
-    _restore_memory(context, paths, handover)
-    _go_on(paths, record)
+    with ExitStack() as stack:
+        if first is not None and first.alive():
+            client = qmp or stack.enter_context(connect(paths, record))
+            abandon_migration(client)
+            if handover.next is None and _writes_to(client, handover.nodes):
+                handover = msgspec.structs.replace(handover, images=())
+                record = msgspec.structs.replace(record, state=handover.state)
+            _drop_nodes(client, handover)
+        _restore_names(paths, handover)
+        _restore_memory(context, paths, handover)
+        if first is not None and first.alive():
+            _go_on(client, record)
     shutil.rmtree(paths.next_runtime, ignore_errors=True)
     record = msgspec.structs.replace(record, handover=None)
     write_record(paths.record, record)
     collect(context.home, handover.state)
     return record
+
+
+def _writes_to(qmp: QmpClient, names: Collection[str]) -> bool:
+    """True if the guest's writes go to these nodes: they have the images below them."""
+    nodes = qmp.execute("query-named-block-nodes", {"flat": True}, reply=list[BlockNodeInfo])
+    return any(node.node_name in names and node.backing_file for node in nodes)
+
+
+def _drop_nodes(qmp: QmpClient, handover: Handover) -> None:
+    """Close overlays that were opened and never used."""
+    for name in handover.nodes if handover.images else ():
+        for node in (name, f"{name}-file"):
+            with contextlib.suppress(CommandRefused):
+                qmp.execute("blockdev-del", {"node-name": node})
 
 
 def _end(process: ProcessId) -> None:
@@ -94,7 +123,7 @@ def _restore_names(paths: VmPaths, handover: Handover) -> None:
 
 def _restore_memory(context: Context, paths: VmPaths, handover: Handover) -> None:
     frozen = context.home.state(handover.state).memory
-    if os.path.exists(frozen) and not os.path.exists(paths.memory):
+    if handover.next is not None and os.path.exists(frozen) and not os.path.exists(paths.memory):
         os.link(frozen, paths.memory)
 
 
@@ -105,23 +134,20 @@ def _same_file(one: str, other: str) -> bool:
         return False
 
 
-def _go_on(paths: VmPaths, record: Record) -> None:
-    """Let the guest run on in the first QEMU, if that lives and the guest is meant to run."""
-    if record.run is None or not record.run.process.alive():
-        return
-    with connect(paths, record) as qmp:
-        abandon_migration(qmp)
-        if not record.run.paused_on_request:
-            qmp.execute("cont")
+def _go_on(qmp: QmpClient, record: Record) -> None:
+    """Let the guest run on, if it is meant to run."""
+    if record.run is not None and not record.run.paused_on_request:
+        qmp.execute("cont")
 
 
 def abandon_migration(qmp: QmpClient) -> None:
     """Stop a migration that may be going on, and forget its settings."""
     with contextlib.suppress(CommandRefused):
         qmp.execute("migrate_cancel")
-    wanted = {"capability": "x-ignore-shared", "state": False}
-    with contextlib.suppress(CommandRefused):
-        qmp.execute("migrate-set-capabilities", {"capabilities": [wanted]})
+    for name in ("x-ignore-shared", "pause-before-switchover"):
+        wanted = {"capability": name, "state": False}
+        with contextlib.suppress(CommandRefused):
+            qmp.execute("migrate-set-capabilities", {"capabilities": [wanted]})
 
 
 def finish(
@@ -141,6 +167,8 @@ def finish(
     handover = record.handover
     if handover is None:
         return record
+    if handover.next is None:
+        return undo(context, paths, record, qmp=qmp)
     first = record.run.process if record.run else None
     remove_memory(paths)  # the name alone: by it the first's keeper would free what is frozen
     if first is not None:

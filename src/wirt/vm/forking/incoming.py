@@ -69,6 +69,7 @@ class Incoming:
                 os.close(fd)
             qmp.execute("migrate-incoming", {"uri": f"fd:{_STATE_FD}"})
             await_migration(qmp, timeout=LOAD_SECONDS)
+            set_capabilities(qmp, shared=False)
         except PeerClosed as error:
             raise self.refusal() from error
 
@@ -104,8 +105,7 @@ class Incoming:
 def set_capabilities(qmp: QmpClient, *, shared: bool) -> None:
     """Prepare a migration whose end is told by an event. ``shared``: without the memory."""
     wanted = [{"capability": "events", "state": True}]
-    if shared:
-        wanted.append({"capability": IGNORE_SHARED, "state": True})
+    wanted.append({"capability": IGNORE_SHARED, "state": shared})
     qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
 
 

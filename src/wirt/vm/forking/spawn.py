@@ -151,8 +151,8 @@ class Birth:
     def load(self) -> None:
         """Load the state. Raises QemuError."""
         failpoint("child-begun")
-        shared = not self.ground.manifest.in_devices
-        self._incoming.load(self.ground.state.devices, shared=shared)
+        lacks_memory = self.ground.manifest.method == "freeze"
+        self._incoming.load(self.ground.state.devices, shared=lacks_memory)
         failpoint("child-loaded")
 
     def run(self) -> None:

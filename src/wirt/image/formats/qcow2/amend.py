@@ -53,6 +53,8 @@ def make_empty(volume: Volume) -> None:
 def amend(writer: Writer, options: Options[str, str]) -> None:
     """Change options as ``qemu-img amend`` does. Raises UsageError for what is fixed."""
     volume, header = writer.volume, writer.volume.header
+    if options.get("compat", "1.1") not in {"0.10", "v2", "1.1", "v3"}:
+        raise UsageError(f"Unknown compatibility level {options['compat']}")
     wanted = CreateOptions.parse(_complete(header, options))
     _refuse_fixed(header, wanted, options)
     volume.commit()

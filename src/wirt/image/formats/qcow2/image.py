@@ -77,7 +77,7 @@ class Qcow2Image(
             return
         if self.header.incompatible & CORRUPT:
             raise CorruptImage(
-                "the image is marked corrupt; it can only be read",
+                "qcow2: Image is corrupt; cannot be opened read/write",
                 hint="repair it: wirt img check --repair all",
             )
         if self.header.incompatible & DIRTY:

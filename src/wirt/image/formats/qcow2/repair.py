@@ -12,7 +12,7 @@ from array import array
 from wirt.errors import CorruptImage, ImageError, ImageIoError, UnsupportedImage
 from wirt.image.base import CheckResult
 from wirt.image.formats.qcow2.check import Inspection
-from wirt.image.formats.qcow2.header import CORRUPT, DIRTY
+from wirt.image.formats.qcow2.header import CORRUPT, DIRTY, KNOWN_AUTOCLEAR
 from wirt.image.formats.qcow2.l2 import COMPRESSED, COPIED, OFFSET
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.widths import pack_counts, unpack_counts
@@ -23,15 +23,19 @@ def run_repair(volume: Volume, mode: str) -> CheckResult:
     """Repair and check again; the result tells what was fixed and what is left."""
     if volume.storage.read_only:
         raise ImageIoError("the image is open for reading only, so it cannot be repaired")
+    if volume.header.autoclear & ~KNOWN_AUTOCLEAR:
+        volume.header.autoclear &= KNOWN_AUTOCLEAR
+        volume.header_store.write_first_sector()
     before = Inspection(volume)
-    found = before.run()
-    if not found.corruptions and not found.leaks:
+    found = before.count()
+    if not found.corruptions and not found.leaks and not before.census.miscopied:
         _mark_clean(volume)
         return found
     if mode == "all" and before.rebuild:
         _rebuild(volume, before)
     else:
         _lower(volume, before)
+        before.tell_miscopied("Repairing" if mode == "all" else "ERROR")
     volume.reload()
     if mode == "all" or not found.corruptions:
         _fix_copied(volume)
@@ -65,11 +69,16 @@ def _lower(volume: Volume, inspection: Inspection) -> None:
         for slot, have in enumerate(block.words):
             want = int(counts[first + slot]) if first + slot < len(counts) else 0
             if have > want:
+                inspection.census.say(_repairing(first + slot, have, want))
                 block.words[slot] = want
                 block.touch(slot, slot + 1)
         if block.dirty:
             volume.storage.pwrite(*block.changed())
             block.clean()
+
+
+def _repairing(cluster: int, have: int, want: int) -> str:
+    return f"Repairing cluster {cluster} refcount={have} reference={want}"
 
 
 def rebuild_refcounts(volume: Volume, order: int) -> None:
@@ -129,8 +138,10 @@ def _forget_old_structure(volume: Volume, inspection: Inspection, counts: array[
     first = header.reftable_offset >> bits
     places = list(range(first, first + header.reftable_clusters))
     places += [offset >> bits for _, offset in inspection.blocks()]
+    inspection.census.say("Rebuilding refcount structure")
     for cluster in places:
         if cluster < len(counts) and counts[cluster]:
+            inspection.census.say(_repairing(cluster, 1, 0))
             counts[cluster] -= 1
 
 

@@ -205,8 +205,30 @@ class VmdkImage(BlockImage):
                 "create-type": self.descriptor.create_type,
                 "cid": self.descriptor.cid,
                 "parent-cid": self.descriptor.parent_cid,
+                "extents": [self._describe(part) for part in self.parts],
             },
         )
+
+    def _describe(self, part: Part) -> dict[str, object]:
+        """What ``info`` tells of an extent, with QEMU's keys."""
+        storage = part.storage if part.sparse is None else part.sparse.storage
+        name = "" if storage is None else storage.name
+        described: dict[str, object] = {"virtual-size": part.length, "filename": name}
+        kind = self._kind_of(part)
+        if part.sparse is None:
+            return described | {"format": kind}
+        described["cluster-size"] = part.sparse.grain
+        if part.sparse.compressed:
+            described["compressed"] = True
+        return described | {"format": kind}
+
+    def _kind_of(self, part: Part) -> str:
+        """Return the extent's kind as the descriptor has it; of one inside the file, nothing."""
+        lines = self.descriptor.extents
+        if part.sparse is not None and part.sparse.storage is self.storage:
+            return ""
+        number = self.parts.index(part)
+        return lines[number].kind if number < len(lines) else ""
 
     @property
     def has_parent(self) -> bool:

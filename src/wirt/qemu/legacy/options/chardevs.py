@@ -30,7 +30,8 @@ def backend_of(text: str) -> tuple[CharBackend | None, bool]:
     None is a port that is not there. Raises Refused.
     """
     if text.startswith("mon:"):
-        return backend_of(text.removeprefix("mon:"))[0], True
+        backend = backend_of(text.removeprefix("mon:"))[0]
+        return (Stdio() if isinstance(backend, Stdio) else backend), True
     if text == "none":
         return None, False
     return _backend(text), False

@@ -108,11 +108,19 @@ def vnc(draft: Draft, given: Given) -> Outcome | None:
         return Outcome("same", today="-display none")
     if not re.search(r":\d+$", listen) and not listen.startswith("unix:"):
         raise Refused(f"-vnc {listen[:40]!r} is not HOST:DISPLAY", ":1 or 127.0.0.1:1")
+    if listen.startswith("unix:"):
+        listen = _socket(draft, listen.removeprefix("unix:"))
     remarks: list[str] = []
     options = _encryption(draft, values, remarks)
     options += [f"{key}={text.replace(',', ',,')}" for key, text in values]
     draft.screen.servers.append(Vnc(listen, tuple(options)))
     return Outcome("translated" if remarks else "same", why="; ".join(remarks))
+
+
+def _socket(draft: Draft, path: str) -> str:
+    if draft.facts.is_socket(path, f"vnc{len(draft.screen.servers)}"):
+        return "unix"
+    return f"unix:{draft.facts.own_path(path)}"
 
 
 def _encryption(draft: Draft, values: Values, remarks: list[str]) -> list[str]:
@@ -152,16 +160,22 @@ def spice(draft: Draft, given: Given) -> Outcome | None:
     pairs = [(key.replace("_", "-"), text) for key, text in values]
     keys = {key for key, _ in pairs}
     if keys <= {"port", "addr", "disable-ticketing", "unix"} and "disable-ticketing" in keys:
-        said = dict(pairs)
-        if said.get("unix") == "on":
-            listen = f"unix:{said.get('addr', '')}"
-        else:
-            listen = f"{said.get('addr', '')}:{number(said.get('port', ''), 'port', 1, 65535)}"
-        draft.screen.servers.append(Spice(listen))
-        return Outcome("same")
+        listen = _spice_address(draft, dict(pairs))
+        if listen:
+            draft.screen.servers.append(Spice(listen))
+            return Outcome("same")
     draft.args += ["-spice", join(pairs)]
     draft.screen.none = True
     return Outcome("same")
+
+
+def _spice_address(draft: Draft, said: dict[str, str]) -> str:
+    """Return where SPICE listens, if the spec can say it."""
+    if said.get("unix") == "on":
+        name = f"spice{len(draft.screen.servers)}"
+        return "unix" if draft.facts.is_socket(said.get("addr", ""), name) else ""
+    address = said.get("addr") or "0.0.0.0"  # noqa: S104 - as it was
+    return f"{address}:{number(said.get('port', ''), 'port', 1, 65535)}"
 
 
 def full_screen(draft: Draft, _given: Given) -> Outcome | None:

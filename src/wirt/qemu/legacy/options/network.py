@@ -62,9 +62,11 @@ def net(draft: Draft, given: Given) -> Outcome | None:
     draft.networked = True
     if kind == "none":
         return Outcome("same", today="-nic none")
+    said = values.has("vlan")
     vlan = number(values.take("vlan", default="0"), "vlan", 0, (1 << 31) - 1)
+    why = "vlan= went in 3.0: a hub of that number is what it was" if said else ""
     if kind == "nic":
-        return _nic(draft, values, vlan)
+        return _nic(draft, values, vlan, why)
     if kind == "dump":
         return _dump(draft, values, vlan)
     if kind == "channel":
@@ -72,10 +74,11 @@ def net(draft: Draft, given: Given) -> Outcome | None:
     wire = _wire(draft, kind, values)
     wire.vlan = vlan
     draft.wires.append(wire)
-    return Outcome(today=f"-netdev {kind}", why=_remark(draft, wire))
+    remarks = "; ".join(filter(None, (why, _remark(draft, wire))))
+    return Outcome(today=f"-netdev {kind}", why=remarks)
 
 
-def _nic(draft: Draft, values: Values, vlan: int) -> Outcome | None:
+def _nic(draft: Draft, values: Values, vlan: int, why: str) -> Outcome | None:
     model = values.take("model")
     if model in {"?", "help"}:
         draft.query = ["-nic", "model=help"]
@@ -89,7 +92,7 @@ def _nic(draft: Draft, values: Values, vlan: int) -> Outcome | None:
         number(vectors, "vectors", 0, 1 << 16)
     _nothing_left(values, "-net nic")
     draft.cards.append(card)
-    return Outcome(today=f"-device {model or 'rtl8139'},netdev=")
+    return Outcome(today=f"-device {model or 'rtl8139'},netdev=", why=why)
 
 
 def nic_model(name: str) -> str:
@@ -157,6 +160,10 @@ def _wire(draft: Draft, kind: str, values: Values) -> Wire:
     if kind not in _WIRES:
         raise Refused(f"{kind[:30]!r} is no network", ", ".join(sorted(_WIRES)))
     wire = Wire(id=values.take("id", "name"))
+    if wire.id in draft.facts.backends:
+        wire.backend = draft.facts.backends[wire.id]
+        wire.uplink = {"type": kind, **dict(values)}
+        return wire
     _WIRES[kind](draft, values, wire)
     return wire
 
@@ -174,6 +181,9 @@ def _user(draft: Draft, values: Values, wire: Wire) -> None:
     found.update(forwards=tuple(forwards), guest_forwards=tuple(guests))
     if not re.fullmatch(r"[0-9./]*", found.get("network", "")):
         raise Refused(f"net={found['network'][:40]} is not a network", "like 10.0.2.0/24")
+    for key in ("tftp", "smb"):
+        if key in found:
+            found[key] = draft.facts.own_path(found[key])
     if found.get("smb") and not draft.facts.has_samba:
         del found["smb"]
         draft.warnings.append("smb= is left out: no samba here (apt install samba)")
@@ -320,24 +330,24 @@ def _octal(text: str) -> int:
     return int(text, 8)
 
 
-def _stream(_draft: Draft, values: Values, wire: Wire) -> None:
-    address, path = _end(values, "addr")
+def _stream(draft: Draft, values: Values, wire: Wire) -> None:
+    address, path = _end(draft, values, "addr")
     server = values.flag("server")
     wire.backend = Stream(path=path, address=address, server=server)
     _as_words_unless_empty(values, wire, "stream")
 
 
-def _dgram(_draft: Draft, values: Values, wire: Wire) -> None:
-    local, local_path = _end(values, "local")
-    remote, remote_path = _end(values, "remote")
+def _dgram(draft: Draft, values: Values, wire: Wire) -> None:
+    local, local_path = _end(draft, values, "local")
+    remote, remote_path = _end(draft, values, "remote")
     wire.backend = Dgram(local_path, remote_path, local, remote)
     _as_words_unless_empty(values, wire, "dgram")
 
 
-def _end(values: Values, key: str) -> tuple[str, str]:
+def _end(draft: Draft, values: Values, key: str) -> tuple[str, str]:
     kind = values.take(f"{key}.type")
     if kind == "unix":
-        return "", values.take(f"{key}.path")
+        return "", draft.facts.own_path(values.take(f"{key}.path"))
     if kind == "inet":
         return f"{values.take(f'{key}.host')}:{values.take(f'{key}.port')}", ""
     return "", ""
@@ -389,6 +399,9 @@ def netdev(draft: Draft, given: Given) -> Outcome | None:
     values = parse(given.value, first="type")
     kind = values.take("type")
     draft.networked = True
+    if given.value.startswith("{") and values.has("mode"):  # a number there, octal elsewhere
+        mode = number(values.take("mode"), "mode", 0, 0o777)
+        values.pairs.append(("mode", f"0{mode:o}"))
     if kind == "hubport":
         hub = number(values.take("hubid"), "hubid", 0, (1 << 31) - 1)
         draft.hub_ports[values.take("id")] = (hub, values.take("netdev"))
@@ -449,8 +462,7 @@ def merged(user: User, common: dict[str, Any], redirections: list[Forward]) -> U
 
 
 OPTIONS: tuple[Option, ...] = (
-    valued("net", "0.8", "", "a card or a network on a vlan", net, "-netdev and -device",
-           "vlan= went in 3.0: hubs are what is left of it"),
+    valued("net", "0.8", "", "a card or a network on a vlan", net, "-netdev and -device"),
     valued("netdev", "0.12", "", "a network backend", netdev),
     valued("nic", "2.12", "", "a card and its network", nic, "-netdev and -device"),
     valued("redir", "0.8", "3.1", "a host port that reaches the guest", redir),

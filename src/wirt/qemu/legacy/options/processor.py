@@ -38,11 +38,10 @@ def machine(draft: Draft, given: Given) -> Outcome | None:
     if values.has("acpi"):
         draft.settings["acpi"] = values.flag("acpi")
     memory_backend = values.take("memory-backend")
-    if memory_backend and memory_backend != "ram":
-        draft.args += ["-machine", f"memory-backend={memory_backend}"]
+    draft.memory_backend = memory_backend
     _flash(draft, values.take("pflash0"), values.take("pflash1"))
     if values.take("pcspk-audiodev"):
-        draft.sound.append("pcspk")
+        draft.settings["speaker"] = True
     if values.take("smm") == "on":
         draft.firmware["smm"] = True
     draft.board_options.update(
@@ -169,14 +168,14 @@ def mem_prealloc(draft: Draft, _given: Given) -> Outcome | None:
 def numa(draft: Draft, given: Given) -> Outcome | None:
     """NUMA nodes: memory and vcpus of each."""
     values = parse(given.value, first="type")
-    if values.take("type") != "node" or values.take("memdev"):
+    if values.take("type") != "node" or values.has("initiator"):
         return keep(draft, given)
     values.take("nodeid")
     text = values.take("mem")
     cpus = ",".join(values.take_all("cpus"))
     if not re.fullmatch(r"(\d{1,4}(-\d{1,4})?(,(?=\d))?)*", cpus):
         raise Refused(f"cpus={cpus[:40]!r} are no numbers of vcpus")
-    draft.numa.append((size(text, "mem") if text else 0, cpus))
+    draft.numa.append((size(text, "mem") if text else 0, cpus, values.take("memdev")))
     return None
 
 
