@@ -8,6 +8,7 @@ from wirt.errors import UsageError
 from wirt.image.base import Format, NamedFormat
 from wirt.image.formats import (
     bochs,
+    bochs_concat,
     cloop,
     cow,
     dmg,
@@ -36,6 +37,7 @@ FORMATS: tuple[Format, ...] = (
     vhdx.FORMAT,
     parallels.FORMAT,
     bochs.FORMAT,
+    bochs_concat.FORMAT,
     cloop.FORMAT,
     luks.FORMAT,
     dmg.FORMAT,
