@@ -77,6 +77,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ls", "list templates"),
         ("show", "show one template"),
         ("rm", "remove templates"),
+    ),
     "net": (
         ("create", "make a bridge network: address, DHCP, names, a way out"),
         ("ls", "list networks; with --json also switches, cables and cards"),

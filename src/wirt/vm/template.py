@@ -30,7 +30,6 @@ from wirt.version import VERSION
 from wirt.vm.context import Context
 from wirt.vm.create import Wish
 from wirt.vm.description import load_started
-from wirt.vm.forking.freeze import freeze
 from wirt.vm.forking.incoming import qemu_facts
 from wirt.vm.session import guest_session
 from wirt.vm.source import Source
@@ -113,6 +112,8 @@ def make_warm(context: Context, sought: Sought, name: str) -> Template | None:
 
 
 def _make(context: Context, sought: Sought, name: str) -> Template:
+    from wirt.vm.forking.freeze import freeze
+
     paths = find(context.home, name)
     with guest_session(paths, timeout=_QUIET_SECONDS) as session:
         session.exec(["sh", "-c", _QUIET], timeout=_QUIET_SECONDS)
