@@ -38,16 +38,26 @@ def measure(
     """Return what an image of ``size`` guest bytes, or with the data of ``source``, needs.
 
     ``bitmaps_of`` is the image whose bitmaps are to be copied, where that is not ``source``.
-    Raises UnsupportedImage for formats other than raw and qcow2, UsageError for options.
+    Raises UnsupportedImage for formats other than raw, qcow2 and luks, UsageError for options.
     """
     if source is not None:
         size = source.virtual_size
     if format == "raw":
         size = -(-size // _SECTOR) * _SECTOR
         return Measure(size, size)
+    if format == "luks":
+        return _luks(size, options or {})
     if format != "qcow2":
         raise UnsupportedImage(f"the size of {format} images cannot be told in advance")
     return _qcow2(size, source, bitmaps_of or source, options or {})
+
+
+def _luks(size: int, given: Mapping[str, str]) -> Measure:
+    from wirt.image.luks import LuksOptions, payload_sector
+
+    start = payload_sector(LuksOptions.parse(given, prefix="").key_bytes) * _SECTOR
+    whole = start + -(-size // _SECTOR) * _SECTOR
+    return Measure(whole, whole)
 
 
 def _qcow2(

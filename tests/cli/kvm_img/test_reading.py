@@ -67,7 +67,6 @@ map --output=json json:{"driver":"qcow2","file.filename":"top.qcow2","backing":n
 check -r nonsense data.qcow2
 check -q data.qcow2
 check -q leaky.qcow2
-check disk.vpc
 check -T nonsense data.qcow2
 check missing.qcow2
 compare data.qcow2 data.qcow2

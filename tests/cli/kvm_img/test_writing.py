@@ -135,7 +135,6 @@ resize -f raw plain.raw 16M
 resize plain.raw 16M
 resize --shrink -f raw plain.raw 1M
 resize -f raw --preallocation=falloc plain.raw +1M
-resize disk.vpc 16M
 resize data.qcow2 nonsense
 resize data.qcow2
 resize data.qcow2 0
@@ -187,7 +186,6 @@ rebase -b plain.raw -F raw overlay.qcow2
 rebase -b missing -F qcow2 overlay.qcow2
 rebase -b plain.raw -F nonsense overlay.qcow2
 rebase overlay.qcow2
-rebase -b plain.raw -F raw disk.vdi
 amend -o compat=0.10 data.qcow2
 amend -o compat=1.1 old.qcow2
 amend -o lazy_refcounts=on data.qcow2

@@ -294,7 +294,7 @@ def _copy_into_new(request: Request, source: Image, progress: ProgressLine) -> C
             raise failure_of(error).prefixed(created) from error
         except WirtError as error:
             raise creation_failure(error, path).prefixed(created) from error
-        secret = next((v for k, v in options.items() if k.endswith(".secret")), None)
+        secret = options.get("secret", options.get("encrypt.secret"))
         return _worded(lambda: _fill(place, request, secret, source, settings, progress))
 
 

@@ -68,7 +68,8 @@ class Target:
 
     @property
     def size(self) -> int:
-        return int(self.options["size"])
+        """Whole sectors."""
+        return -(-int(self.options["size"]) // SECTOR) * SECTOR
 
     @property
     def backing(self) -> str:
@@ -179,6 +180,7 @@ def creation_failure(error: WirtError, path: str) -> Failure:
     return failure
 
 
+SECTOR = 512
 _LOOK = Opening(force_share=True, looks_only=True)
 
 

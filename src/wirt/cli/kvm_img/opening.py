@@ -61,7 +61,8 @@ class Opened:
     path: str
     """Of the file that the format lies in, where there is one."""
     tree: Tree = field(default_factory=dict)
-    probed: bool = False
+    by_user: bool = True
+    """The user wrote ``tree``; else an image did."""
     backing: Opened | None = None
     files: list[tuple[int, int]] = field(default_factory=list)
 
@@ -173,17 +174,16 @@ def _open_format(
     if _is_on(tree.get("read-only")):
         how = replace(how, writable=False)
     storage, path = _storage(below, how, by_user=by_user)
-    probed = driver is None
     try:
         known = driver or _probe(storage)
-        if probed and known == "raw" and how.writable:
+        if driver is None and known == "raw" and how.writable:
             _warn_of_raw(path or storage.name)
         _refuse_unknown(tree, format_options(known), f"Block format '{known}' does not support the")
         image = _image(storage, path, known, tree, how)
     except BaseException:
         storage.close()
         raise
-    opened = Opened(image, "", known, path, tree, probed)
+    opened = Opened(image, "", known, path, tree, by_user)
     opened.name = _shown_name(name, tree, below, path, known)
     try:
         _remember(opened, storage, files)
@@ -295,7 +295,7 @@ def _attach_data_file(opened: Opened, how: Opening) -> None:
         return
     if isinstance(options, str):
         raise Failure(f"Cannot find device='' nor node-name='{options}'")
-    attach(_storage(options, how, by_user=True)[0])
+    attach(_storage(options, how, by_user=opened.by_user)[0])
 
 
 def _attach_backing(opened: Opened, how: Opening) -> None:
@@ -311,18 +311,17 @@ def _attach_backing(opened: Opened, how: Opening) -> None:
         image_opts=False,
     )
     info = opened.image.info()
-    by_user = bool(below)
     try:
         if isinstance(below, str):
             raise Failure(f"Cannot find device='' nor node-name='{below}'")
         if "file" in below or "filename" in below:
-            opened.backing = _open(None, dict(below), how, opened.files, by_user=True)
+            opened.backing = _open(None, dict(below), how, opened.files, by_user=opened.by_user)
         elif info.backing_name:
             tree = dict(below)
             if info.backing_format:
                 tree.setdefault("driver", info.backing_format)
             name = full_backing_name(opened, info.backing_name)
-            opened.backing = _open(name, tree, how, opened.files, by_user=by_user)
+            opened.backing = _open(name, tree, how, opened.files, by_user=False)
         else:
             return
     except Failure as failure:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from wirt.errors import OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
@@ -275,5 +276,13 @@ class ResizableTable(TableImage, Resizable):
 class OverlayTable(TableImage, Overlay):
     """A table whose blocks may be those of a backing image."""
 
+    _keeps_parent_id: ClassVar[bool] = False
+    """The parent's identity is stored, and changes when it is written."""
+
     def make_empty(self) -> None:
         self._drop_all()
+
+    def accept_backing(self) -> None:
+        info = self.info()
+        if self._keeps_parent_id and info.backing_name:
+            self.set_backing(info.backing_name, info.backing_format)

@@ -28,20 +28,18 @@ from wirt.vm.served import find_served
 
 _QCOW2_MAGIC = b"QFI\xfb"
 _SIZE_AT = 24
+_SERVED = (
+    "has an image that is served to this QEMU only",
+    "stop the machine and convert the image: wirt img convert",
+)
 
 
 def obstacles(paths: VmPaths, machine: Machine) -> list[tuple[str, str]]:
     """Return (device and why it cannot be forked, cure) for each disk that cannot."""
-    found = [
-        (
-            f"disk {disk_id(machine.disks[image.disk], image.disk)} is served to QEMU by wirt "
-            f"({image.why})",
-            "convert it: wirt img convert -O qcow2",
-        )
-        for image in find_served(paths, machine)
-    ]
+    found = []
+    served = {image.disk for image in find_served(paths, machine)}
     for index, disk in enumerate(machine.disks):
-        problem = _obstacle(paths, disk)
+        problem = _SERVED if index in served else _obstacle(paths, disk)
         if problem:
             found.append((f"disk {disk_id(disk, index)} {problem[0]}", problem[1]))
     return found

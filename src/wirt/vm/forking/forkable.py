@@ -23,6 +23,7 @@ from wirt.vm.forking.disks import obstacles
 from wirt.vm.forking.incoming import IGNORE_SHARED
 
 Action = Literal["fork", "snapshot", "migrate"]
+ACTIONS: tuple[Action, ...] = ("fork", "snapshot", "migrate")
 Method = Literal["freeze", "stream"]
 
 _USB = {"host": "a device of this host", "audio": "a sound card", "wacom-tablet": "a tablet",

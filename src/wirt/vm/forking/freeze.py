@@ -18,6 +18,7 @@ import time
 
 import msgspec
 
+from wirt.errors import NoSpace, QemuError, WirtError
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
@@ -33,6 +34,7 @@ from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
 from wirt.store.record import Handover, write_record
 from wirt.store.states import Manifest, new_state, sweep_states
+from wirt.units import MIB
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
@@ -42,7 +44,7 @@ from wirt.vm.forking.disks import (
 )
 from wirt.vm.forking.forkable import Chosen, require_forkable
 from wirt.vm.forking.guest import ports_taken
-from wirt.vm.forking.handover import finish, recover, take_names, undo
+from wirt.vm.forking.handover import clear_beside, finish, recover, take_names, undo
 from wirt.vm.forking.incoming import (
     Incoming,
     await_migration,
@@ -56,6 +58,7 @@ from wirt.vm.monitor import connect
 from wirt.vm.start import for_tcg
 
 SAVE_SECONDS = 120.0
+_SHORT = MIB
 UNLIMITED = 1 << 40
 """Bytes a second; QEMU's own limit would make the guest wait."""
 
@@ -82,6 +85,7 @@ def freeze_locked(
     record = recover(context, paths)
     state.require_running(paths)
     sweep_states(context.home)
+    clear_beside(paths)
     machine = load_started(paths)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
         chosen = require_forkable(paths, machine, record, qmp, keep_process=keep_process)
@@ -120,8 +124,10 @@ class _HandingOver:
         except BaseException:
             if incoming is not None:
                 incoming.end()
-            if self.record.handover is not None and not self.record.handover.decided:
-                undo(source.context, source.paths, self.record)
+            if self.record.handover is None:
+                clear_beside(source.paths)
+            elif not self.record.handover.decided:
+                undo(source.context, source.paths, self.record, qmp=source.qmp)
             raise
         try:
             self._finish(incoming)
@@ -222,7 +228,20 @@ def save(qmp: QmpClient, made: StatePaths) -> None:
     finally:
         os.close(fd)
     qmp.execute("migrate", {"uri": "fd:state"})
-    await_migration(qmp, timeout=SAVE_SECONDS)
+    try:
+        await_migration(qmp, timeout=SAVE_SECONDS)
+    except QemuError as error:
+        raise _explained(error, made) from error
+
+
+def _explained(error: QemuError, made: StatePaths) -> WirtError:
+    """QEMU does not say why it could not write; a full disk is seen."""
+    facts = os.statvfs(made.root)
+    if facts.f_bavail * facts.f_frsize < _SHORT:
+        return NoSpace(
+            f"{made.devices}: no space left", hint="free space: wirt images, wirt ls, df -h"
+        )
+    return error
 
 
 def without_forwards(machine: Machine) -> Machine:

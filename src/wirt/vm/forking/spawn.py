@@ -1,9 +1,9 @@
 """A machine made of a state: it goes on where the frozen one stood still, copy-on-write.
 
-1. a directory without a name: overlays, description, sockets; 2. QEMU starts in it and loads
-the state; 3. the directory gets its name, the record says ``unborn``; 4. the new identity lies
-before the guest; 5. the guest runs, the record says so. Killed before 5, the machine is
-removed by the next command: it never ran.
+1. a directory without a name: overlays, description, a record that says ``unborn``; 2. it gets
+its name; 3. QEMU starts in it and loads the state; 4. the new identity lies before the guest;
+5. the guest runs, the record says so. Killed before the record does, the machine is removed by
+the next command: nobody was told of it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from wirt.vm.forking.identity import await_answer, lay_before, new_identity
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
 from wirt.vm.keeping import start_keeper
+from wirt.vm.network.uplinks import open_forwards, plain_wires
 from wirt.vm.ownership import choose_uid, give, make_runtime
-from wirt.vm.start import for_tcg, forwards
+from wirt.vm.start import for_tcg
 
 IDENTITY_SECONDS = 60.0
 
@@ -118,7 +119,11 @@ class Birth:
         self._fill(spec)
         self._machine = preflight.with_free_ports(spec)
         self._identity = new_identity(manifest.machine, spec, same=wish.same_identity)
-        self._incoming = self._begin()
+        try:
+            self._incoming = self._begin()
+        except BaseException:
+            self._unmake()
+            raise
 
     def _fill(self, spec: Machine) -> None:
         paths, manifest = self._made.paths, self.ground.manifest
@@ -132,14 +137,20 @@ class Birth:
         except OSError as error:
             raise host_error(error, paths.uefi_variables) from error
         write_file(paths.spec, toml.dump(spec).encode(), durable=False)
-        self._record = msgspec.structs.replace(self._record, summary=summarise(paths, spec))
+        summary = summarise(paths, spec)
+        self._record = msgspec.structs.replace(
+            self._record, summary=summary, phase="starting", unborn=True
+        )
+        write_record(paths.record, self._record, durable=False)
         failpoint("child-filled")
 
     def _begin(self) -> Incoming:
         paths, record = self._made.paths, self._record
         write_file(paths.started, msgspec.json.encode(self._machine), durable=False)
-        make_runtime(paths, record)
         give(paths, record)
+        paths = self._made.publish()
+        failpoint("child-published")
+        make_runtime(paths, record)
         machine = self._machine if self.wish.reboots else _without_kernel(self._machine)
         machine = for_tcg(machine, record, self.ground.manifest.accelerator)
         lock = take_run_lock(paths.run_lock)
@@ -156,22 +167,19 @@ class Birth:
         failpoint("child-loaded")
 
     def run(self) -> None:
-        """Give the machine its name and let the guest run, unless it shall be paused."""
+        """Let the guest run, unless it shall be paused."""
         process = ProcessId.of(self._incoming.starting.process.pid)
         if process is None:
             raise self._incoming.refusal()
+        paths = self._made.paths
         self._record = msgspec.structs.replace(
-            self._record, phase="running", run=self._life(process), unborn=True
+            self._record, phase="running", run=self._life(process), unborn=False
         )
-        write_record(self._made.paths.record, self._record, durable=False)
-        paths = self._made.publish()
-        failpoint("child-published")
         self._session = lay_before(paths, self._machine, self._identity)
         if not self.wish.paused:
             self._incoming.qmp.execute("cont")
         self._running = time.monotonic() - self._began
         failpoint("child-runs")
-        self._record = msgspec.structs.replace(self._record, unborn=False)
         write_record(paths.record, self._record)
         self._keep(paths)
 
@@ -186,7 +194,8 @@ class Birth:
             accelerator_reason=f"as the state {self.ground.state.id} was frozen with it",
             argv=tuple(self._incoming.argv),
             paused_on_request=self.wish.paused,
-            forwards=forwards(self._machine),
+            forwards=open_forwards(self._machine.nics),
+            wires=plain_wires(self._machine),
             memory="anonymous" if manifest.in_devices else "fork",
         )
 
@@ -204,6 +213,9 @@ class Birth:
             self._session.close()
         with contextlib.suppress(OSError):
             self._incoming.end()
+        self._unmake()
+
+    def _unmake(self) -> None:
         if self._made.published:
             remove_machine(self.context.home, self._made.paths)
 

@@ -134,6 +134,8 @@ def _downgrade(writer: Writer) -> None:
         )
     if header.extension(BITMAPS) is not None:
         raise UnsupportedImage("version 2 images have no bitmaps", hint="remove them first")
+    if any(item.virtual_size != header.size for item in read_snapshots(volume.storage, header)[0]):
+        raise UnsupportedImage("Internal snapshots prevent downgrade of image")
     _refuse_zero_snapshots(volume)
     _expand_zeroes(writer)
     volume.commit()

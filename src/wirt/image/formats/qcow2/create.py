@@ -235,7 +235,8 @@ def write_empty(storage: Storage, header: Header) -> None:
         * (blocks * header.refcounts_per_block - used)
     )
     offsets = array("Q", range((1 + table) * size, (1 + table + blocks) * size, size))
-    storage.truncate(used * size)
+    # As QEMU, which does not fill up the last cluster.
+    storage.truncate(header.l1_offset + header.l1_size * 8 if l1_clusters else used * size)
     storage.pwrite((1 + table) * size, pack_counts(counts, header.refcount_order))
     storage.pwrite(size, words_to(offsets))
     storage.flush()

@@ -81,7 +81,7 @@ def pack_feature_names() -> bytes:
 def feature_names(table: bytes, bits: int) -> list[str]:
     """Return the names of incompatible features by the image's own table."""
     names = []
-    for position in range(0, len(table) - 47, 48):
+    for position in range(0, len(table) - 1, 48):
         kind, bit = table[position], table[position + 1]
         if kind == 0 and bit < 64 and bits >> bit & 1:
             raw = table[position + 2 : position + 48].split(b"\0")[0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from wirt.errors import ImageIoError
 from wirt.image.base import Format, OpenOptions, Storage
-from wirt.image.formats.qcow2.header import MAGIC, SECTOR, Header
+from wirt.image.formats.qcow2.header import MAGIC, Header
 from wirt.image.formats.qcow2.image import Qcow2Image
 from wirt.image.formats.qcow2.volume import Volume
 
@@ -43,7 +43,6 @@ class Qcow2Format(Format):
         """
         from wirt.image.formats.qcow2.create import CreateOptions, new_header, write_empty
 
-        size = -(-size // SECTOR) * SECTOR
         parsed = CreateOptions.parse(options)
         write_empty(storage, new_header(size, parsed))
         secret = None

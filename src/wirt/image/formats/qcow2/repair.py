@@ -33,10 +33,11 @@ def run_repair(volume: Volume, mode: str) -> CheckResult:
         return found
     if mode == "all" and before.rebuild:
         _rebuild(volume, before)
+        volume.reload()
     else:
-        _lower(volume, before)
-        before.tell_miscopied("Repairing" if mode == "all" else "ERROR")
-    volume.reload()
+        _correct(volume, before, raises=mode == "all")
+        volume.reload()
+        _tell_miscopied(volume, before, mode)
     if mode == "all" or not found.corruptions:
         _fix_copied(volume)
     volume.storage.flush()
@@ -50,6 +51,15 @@ def run_repair(volume: Volume, mode: str) -> CheckResult:
     return after
 
 
+def _tell_miscopied(volume: Volume, before: Inspection, mode: str) -> None:
+    """Say which COPIED flags contradict the refcounts as they are now."""
+    now = Inspection(volume)
+    now.count()
+    before.census.miscopied = now.census.miscopied
+    repairs = mode == "all" or not before.result.corruptions
+    before.tell_miscopied("Repairing" if repairs else "ERROR")
+
+
 def _mark_clean(volume: Volume) -> None:
     header = volume.header
     if header.incompatible & (DIRTY | CORRUPT):
@@ -58,8 +68,9 @@ def _mark_clean(volume: Volume) -> None:
         volume.storage.flush()
 
 
-def _lower(volume: Volume, inspection: Inspection) -> None:
-    """Lower in place all refcounts that are higher than what is counted."""
+def _correct(volume: Volume, inspection: Inspection, *, raises: bool) -> None:
+    """Lower in place the refcounts that are higher than what is counted; raise the others."""
+    most = (1 << (1 << volume.header.refcount_order)) - 1
     counts, refcounts = inspection.census.counts, volume.refcounts
     for index in range(len(refcounts.table.words)):
         block = refcounts.block(index)
@@ -68,7 +79,7 @@ def _lower(volume: Volume, inspection: Inspection) -> None:
         first = index * refcounts.per_block
         for slot, have in enumerate(block.words):
             want = int(counts[first + slot]) if first + slot < len(counts) else 0
-            if have > want:
+            if have > want or (raises and have < want <= most):
                 inspection.census.say(_repairing(first + slot, have, want))
                 block.words[slot] = want
                 block.touch(slot, slot + 1)
@@ -89,8 +100,7 @@ def rebuild_refcounts(volume: Volume, order: int) -> None:
         raise CorruptImage(
             "the image is inconsistent", hint="repair it: wirt img check --repair all"
         )
-    if max(inspection.census.counts) >= 1 << (1 << order):
-        raise UnsupportedImage("a cluster is used more often than the new width can count")
+    _refuse_narrow(volume, inspection, order)
     before = volume.header.refcount_order
     volume.header.refcount_order = order
     try:
@@ -99,6 +109,15 @@ def rebuild_refcounts(volume: Volume, order: int) -> None:
         volume.header.refcount_order = before
         raise
     volume.reload()
+
+
+def _refuse_narrow(volume: Volume, inspection: Inspection, order: int) -> None:
+    for cluster, count in enumerate(inspection.census.counts):
+        if count >= 1 << (1 << order):
+            raise UnsupportedImage(
+                f"Cannot decrease refcount entry width to {1 << order} bits: Cluster at offset "
+                f"{cluster << volume.header.cluster_bits:#x} has a refcount of {count}"
+            )
 
 
 def _rebuild(volume: Volume, inspection: Inspection) -> None:
