@@ -77,6 +77,8 @@ def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
             hint=f"chmod o+x {closed}, or set WIRT_HOME to a place where every user may pass",
         )
     for disk in machine.disks:
+        if not disk.image:
+            continue
         for backing in _backing_files(image_path(paths, disk), disk.format):
             if not reachable(backing, record.uid, group=record.group, write=False):
                 raise HostError(
