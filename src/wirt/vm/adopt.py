@@ -90,7 +90,7 @@ def adopt_process(context: Context, pid: int, name: str = "") -> Adopted:
     """
     running = look_at(pid)
     with _inside(running.directory):
-        line = understand(context, running.words, strict=False, windows=_ANY_WINDOW)
+        line = understand(context, running.words, strict=False, windows=_ANY_WINDOW, modern=True)
     adopted = _adopt(context, line, name, running.directory, running.taps, running.uuid)
     state = f" ({running.status})" if running.status else ""
     remark = f"process {pid} runs on{state} and has the disks: wirt start works once it has ended"

@@ -7,8 +7,9 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from wirt.errors import ImageError, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
@@ -47,10 +48,8 @@ class OldLine:
         return todays_line(self.translation, facts, self.capabilities, self.binary)
 
 
-def understand(
-    context: Context, words: Sequence[str], *, strict: bool, windows: Collection[str] | None = None
-) -> OldLine:
-    """Translate a line for this host, or one with ``windows``.
+def understand(context: Context, words: Sequence[str], *, strict: bool, **known: Any) -> OldLine:
+    """Translate a line for this host; ``known`` is what the caller knows better (``Facts``).
 
     ``strict`` refuses files that are not there. Raises MissingDependency without a QEMU.
     """
@@ -58,9 +57,7 @@ def understand(
     capabilities = probe(binary, context.home.cache)
     built_in = capabilities.accelerators
     here = choose_accelerator("auto", cache_dir=context.home.cache, built_in=built_in)
-    facts = host_facts(strict=strict, has_kvm=here.name == "kvm")
-    if windows is not None:
-        facts = replace(facts, windows=windows)
+    facts = replace(host_facts(strict=strict, has_kvm=here.name == "kvm"), **known)
     translation = translate(words, facts, capabilities)
     machine = translation.machine
     if machine is not None and machine.accelerator == "tcg":
