@@ -21,8 +21,8 @@ from wirt.image.open import open_image
 from wirt.image.rebase import rebase
 
 
-def _convert(source: str, target: str, name: str, settings: str) -> None:
-    with open_image(source, gate=AllowLocalFiles()) as image:
+def _convert(source: str, target: str, name: str, settings: str, from_: str = "") -> None:
+    with open_image(source, format=from_ or None, gate=AllowLocalFiles()) as image:
         convert([image], target, name, ConvertSettings(**json.loads(settings)))
 
 

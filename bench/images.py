@@ -227,7 +227,7 @@ def _reflinks(root: Path, source: Path) -> Iterator[Row]:
             print("no rows for reflinks: an XFS image cannot be mounted here")
             return
         there, target = place / "source.raw", place / "target"
-        shutil.copy(source, there)
+        subprocess.run(["cp", "--sparse=always", source, there], check=True)
         for what, origin, name in (
             ("raw to qcow2, XFS", there, "qcow2"),
             ("qcow2 to raw, XFS", place / "plain.qcow2", "raw"),

@@ -5,6 +5,7 @@ The machines have no guest: their firmware runs, which is enough to be frozen.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -55,6 +56,8 @@ STREAM = (
     "disks-linked", "journaled", "take-name", "nodes-added", "stopped", "snapshot", "saved",
     "handed-over",
 )  # fmt: skip
+AFTER = {"first-ended", "sockets-moved", "handed-over"}
+"""The forks are made all the same when the source's QEMU is killed here."""
 BIRTH = ("child-filled", "child-begun", "child-loaded", "child-published", "child-runs")
 
 
@@ -90,6 +93,12 @@ def require_running(context, name="src"):
     assert not [name for name in os.listdir(paths.disks) if name.startswith(".")]
 
 
+def memory_files(context):
+    if not os.path.isdir(context.home.memory):
+        return []
+    return sorted(set(os.listdir(context.home.memory)) - {"home"})
+
+
 def require_clean(context):
     """When the machines are gone, nothing is left of them."""
     for name in machine_names(context.home):
@@ -105,7 +114,7 @@ def require_clean(context):
         os.utime(context.home.state(name).root, (0, 0))
     states.sweep_states(context.home)
     assert states.state_ids(context.home) == []
-    assert os.listdir(context.home.memory) == ["home"]
+    assert memory_files(context) == []
 
 
 def test_wirt_killed_at_any_step_of_a_fork_by_handing_over(context):
@@ -114,10 +123,7 @@ def test_wirt_killed_at_any_step_of_a_fork_by_handing_over(context):
         name = f"fork{turn}"
         assert kill_at(context, point, "fork", "src", name)[0] == -9, point
         require_running(context)
-        if name in [row.name for row in list_machines(context)]:
-            assert point == "child-runs"
-            assert state.look(context.home.vm(name)).status == "running"
-            remove(context, name, force=True)
+        assert [row.name for row in list_machines(context)] == ["src"]
         stop(context, "src", force=True)
         start(context, "src")  # on memory that can be handed over again
     require_clean(context)
@@ -144,8 +150,7 @@ def test_qemu_killed_at_any_step_leaves_a_machine_that_starts(context, points, s
         if "one" in machine_names(context.home):
             remove(context, "one", force=True)
         found = state.look(context.home.vm("src"))
-        if point != "handed-over":
-            assert code > 0, point
+        assert code > 0 or point in AFTER, point
         assert found.status == "stopped", (point, found)
         start(context, "src")
         require_running(context)
@@ -286,12 +291,12 @@ def test_cycles_of_fork_and_remove_leak_nothing(context):
     frozen = freeze(context, "src")
     spawn_from(context, frozen.state, "warm")
     remove(context, "warm", force=True)
-    fds, here = len(os.listdir("/proc/self/fd")), sorted(os.listdir(context.home.memory))
+    fds, here = len(os.listdir("/proc/self/fd")), memory_files(context)
     for turn in range(int(os.environ.get("WIRT_FORK_CYCLES", "5"))):
         spawn_from(context, frozen.state, f"c{turn}")
         remove(context, f"c{turn}", force=True)
     assert len(os.listdir("/proc/self/fd")) <= fds
-    assert sorted(os.listdir(context.home.memory)) == here
+    assert memory_files(context) == here
     assert machine_names(context.home) == ["src"]
     states.release(frozen.state, states.process_label())
     require_clean(context)
@@ -317,9 +322,9 @@ def small():
 
 def fill(path):
     """Write until the file system is full."""
-    with path.open("wb", buffering=0) as file:
-        while file.write(bytes(1 << 16)) == 1 << 16:
-            pass
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 @pytest.mark.needs_root

@@ -51,6 +51,16 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "Networks",
+        (
+            ("net", "bridge networks with DHCP and names; forwards; the map of all networks"),
+            ("switch", "virtual switches (VDE)"),
+            ("cable", "cables between switches, here or over ssh"),
+            ("nic", "network cards of a machine, also while it runs"),
+            ("capture", "record or watch what passes a card or a switch"),
+        ),
+    ),
+    (
         "Host",
         (
             ("doctor", "what this host can do, and the cure for what it cannot"),
@@ -62,6 +72,41 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "net": (
+        ("create", "make a bridge network: address, DHCP, names, a way out"),
+        ("ls", "list networks; with --json also switches, cables and cards"),
+        ("show", "show one network and the addresses it gave"),
+        ("start", "start what of a network does not live"),
+        ("rm", "remove networks"),
+        ("exec", "run a command on the host's side of a network"),
+        ("forward", "make ports of a guest reachable on the host, while it runs"),
+        ("map", "draw machines, cards, switches, cables and networks"),
+    ),
+    "switch": (
+        ("create", "make a switch and start it"),
+        ("ls", "list switches"),
+        ("show", "show ports, counters and the MAC table of a switch"),
+        ("vlan", "put ports of a switch into VLANs"),
+        ("mend", "start what was killed, and plug cards in again"),
+        ("plug", "join standard input and output to a switch"),
+        ("rm", "remove switches"),
+    ),
+    "cable": (
+        ("create", "lay a cable between two switches, here or over ssh"),
+        ("ls", "list cables"),
+        ("set", "change delay, jitter, loss and bandwidth of a cable"),
+        ("cut", "cut cables"),
+        ("mend", "put cables that were cut together again"),
+        ("rm", "remove cables"),
+    ),
+    "nic": (
+        ("add", "give a machine another network card"),
+        ("ls", "list the network cards of a machine"),
+        ("rm", "take a network card out"),
+        ("plug", "plug a card into another network"),
+        ("link", "pull the cable out of a card or put it in"),
+        ("limit", "limit what a card moves"),
+    ),
     "img": (
         ("info", "tell what images are, with the chains behind them"),
         ("create", "make an empty image, or an overlay of another one"),

@@ -28,6 +28,11 @@ def vm_uid(index: int) -> int:
     return _choose(index, _common(_blocks("uid_map"), _blocks("gid_map")))
 
 
+def switch_uid() -> int:
+    """Return the uid of switches and cables that root starts: no machine has it."""
+    return vm_uid(0)
+
+
 def _choose(index: int, blocks: list[range]) -> int:
     index %= UID_COUNT
     if any(UID_BASE in block and UID_BASE + UID_COUNT - 1 in block for block in blocks):

@@ -1,4 +1,4 @@
-"""Which processes have a file open."""
+"""Who has a file open, or was started on it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def _same(path: str, wanted: os.stat_result) -> bool:
         return os.path.samestat(os.stat(path), wanted)
     except OSError:
         return False
+
+
+def processes_given(argument: str) -> list[ProcessId]:
+    """Return the processes whose command line has ``argument``, whole, as one of its words."""
+    wanted = os.fsencode(argument)
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        process = ProcessId.of(int(entry)) if wanted in words else None
+        if process is not None:
+            found.append(process)
+    return found
 
 
 def kill_holders(path: str) -> None:

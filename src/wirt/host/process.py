@@ -34,6 +34,11 @@ _PACKAGES = {
     "swtpm": "swtpm",
     "vde_switch": "vde2",
     "vde_plug": "vdeplug",
+    "wirefilter": "vde2",
+    "dnsmasq": "dnsmasq-base",
+    "nft": "nftables",
+    "tc": "iproute2",
+    "nsenter": "util-linux",
     "ip": "iproute2",
     "sysctl": "procps",
 }

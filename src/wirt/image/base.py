@@ -244,6 +244,8 @@ class CompressedWriter(Image):
     """A format whose clusters can be stored compressed; each cluster is written once."""
 
     compression_unit: int
+    only_compressed: ClassVar[bool] = False
+    """Every cluster is compressed, whether asked for or not."""
     compression: str
     """The codec, as ``wirt.image.compressors`` calls it: ``deflate``, ``zlib`` or ``zstd``."""
 
@@ -303,6 +305,12 @@ class Overlay(WritableImage):
     @abstractmethod
     def make_empty(self) -> None:
         """Drop all clusters, so that the backing image shows everywhere."""
+
+    def accept_backing(self) -> None:
+        """Store that the backing image, as it is now, is the one that this image is made from.
+
+        Only some formats keep an identity that a write to the backing image changes.
+        """
 
 
 class Amendable(Image):

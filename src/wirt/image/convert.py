@@ -256,7 +256,7 @@ def _transfer(
     source: Image, image: WritableImage, settings: ConvertSettings, progress: Progress
 ) -> Transfer:
     compress = None
-    if settings.compressed:
+    if settings.compressed or (isinstance(image, CompressedWriter) and image.only_compressed):
         if not isinstance(image, CompressedWriter):
             raise UnsupportedImage("this image cannot be written compressed")
         compress = compressor(image.compression, level=settings.level, window_4k=settings.window_4k)

@@ -16,15 +16,15 @@ from wirt.errors import UsageError
 from wirt.image.base import Format, NamedFormat
 
 _NAMES = (
-    "qcow2", "qcow", "qed", "cow", "vmdk", "vdi", "vhdx", "parallels", "bochs", "cloop", "luks",
-    "dmg", "sparseimage", "sparsebundle", "vpc", "vvfat", "raw",
+    "qcow2", "qcow", "qed", "cow", "vmdk", "vdi", "vhdx", "parallels", "bochs", "bochs-concat",
+    "cloop", "luks", "dmg", "sparseimage", "sparsebundle", "vpc", "vvfat", "raw",
 )  # fmt: skip
-"""Each is the name of a format and of its module in ``wirt.image.formats``."""
+"""Each is the name of a format and, with ``_`` for ``-``, of its module in ``image.formats``."""
 
 
 @cache
 def _load(name: str) -> Format:
-    known = import_module(f"wirt.image.formats.{name}").FORMAT
+    known = import_module(f"wirt.image.formats.{name.replace('-', '_')}").FORMAT
     if not isinstance(known, Format) or known.name != name:
         raise TypeError(f"wirt.image.formats.{name} does not define the format {name}")
     return known

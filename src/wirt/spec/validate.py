@@ -10,7 +10,7 @@ from wirt.spec.decode import Problem
 from wirt.spec.disk import Disk
 from wirt.spec.hardware import Cpu, Rtc
 from wirt.spec.machine import Machine
-from wirt.spec.nic import Nic, User
+from wirt.spec.nic import Network, Nic, Tap, User
 
 
 def problems_of(machine: Machine) -> list[Problem]:
@@ -24,6 +24,7 @@ def problems_of(machine: Machine) -> list[Problem]:
         *_unique_ids(machine),
         *_unique_macs(machine.nics),
         *_unique_ports(machine.nics),
+        *_limits(machine.nics),
         *_unique_channels(machine.channels),
         *_numa(machine),
         *_monitors(machine),
@@ -177,6 +178,16 @@ def _unique_ports(nics: tuple[Nic, ...]) -> Iterator[Problem]:
                     f"{forward.host_address}:{forward.host_port} is forwarded twice",
                 )
             seen.add(port)
+
+
+def _limits(nics: tuple[Nic, ...]) -> Iterator[Problem]:
+    for index, nic in enumerate(nics):
+        if nic.rate is not None and not isinstance(nic.backend, Tap | Network):
+            yield Problem(
+                ("nics", index, "rate"),
+                "only a card on a tap or a network can be limited",
+                "between switches, a cable can: wirt cable create A B --bandwidth 1M",
+            )
 
 
 def _unique_channels(channels: tuple[Channel, ...]) -> Iterator[Problem]:

@@ -16,6 +16,11 @@ Nothing else builds paths.
     │   │   └── log/          0700 of the VM's uid: console and QEMU messages, bounded
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
     │   └── .old-XXXXXXXX/    a machine being removed; likewise
+    ├── networks/             0711
+    │   └── KIND/NAME/        a switch, bridge or cable; made and removed as machines are
+    │       ├── state.json    0600 what it is and what serves it, see wirt.store.wires
+    │       ├── lock          held by the wirt command that changes it
+    │       └── run.lock      held by the process that serves it: held means alive
     ├── states/               0711: frozen machines, see wirt.store.states
     │   ├── ID/               0711 immutable once it has a manifest
     │   │   ├── manifest.json 0600 written last: without it there is no state
@@ -30,7 +35,8 @@ Nothing else builds paths.
     └── cache/                facts that can be found again
 
     RUN = /run/wirt (root), $XDG_RUNTIME_DIR/wirt, else /tmp/wirt-UID (users)
-    ├── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs
+    ├── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs;
+    │                         likewise of a switch, bridge or cable
     │   └── next/             those of the QEMU that it is being handed over to
     └── admit/                locks of forks in their first moments
 
@@ -47,6 +53,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Literal
 
 import msgspec
 
@@ -129,10 +136,9 @@ class VmPaths(msgspec.Struct, frozen=True):
     def runtime(self) -> str:
         """The directory of the sockets. Raises NotFound if the machine is gone."""
         try:
-            info = os.stat(self.root)
+            return _runtime(self.root, self.runtime_base)
         except FileNotFoundError:
             raise NotFound(f"there is no machine {self.name!r}", hint="wirt ls") from None
-        return os.path.join(self.runtime_base, f"{info.st_dev:x}-{info.st_ino:x}")
 
     @property
     def memory(self) -> str:
@@ -200,6 +206,50 @@ class StatePaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, f"disk{index}.{suffix}")
 
 
+NetworkKind = Literal["switch", "bridge", "cable"]
+
+
+class NetworkPaths(msgspec.Struct, frozen=True):
+    """The paths of a switch, a bridge network or a cable."""
+
+    kind: NetworkKind
+    root: str
+    runtime_base: str
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.root)
+
+    @property
+    def record(self) -> str:
+        return os.path.join(self.root, "state.json")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.root, "lock")
+
+    @property
+    def run_lock(self) -> str:
+        return os.path.join(self.root, "run.lock")
+
+    @property
+    def runtime(self) -> str:
+        """The directory of the sockets. Raises NotFound if it is gone."""
+        try:
+            return _runtime(self.root, self.runtime_base)
+        except FileNotFoundError:
+            raise NotFound(f"there is no {self.kind} {self.name!r}") from None
+
+    def file(self, name: str) -> str:
+        """Return the path of a socket or file in the runtime directory."""
+        return os.path.join(self.runtime, name)
+
+
+def _runtime(root: str, base: str) -> str:
+    info = os.stat(root)
+    return os.path.join(base, f"{info.st_dev:x}-{info.st_ino:x}")
+
+
 class Home(msgspec.Struct, frozen=True):
     """All state of wirt under one directory, and the directories of its sockets and memory."""
 
@@ -245,6 +295,12 @@ class Home(msgspec.Struct, frozen=True):
 
     def state(self, ident: str) -> StatePaths:
         return StatePaths(os.path.join(self.states, ident), self.memory)
+
+    def networks(self, kind: NetworkKind) -> str:
+        return os.path.join(self.root, "networks", kind)
+
+    def network(self, kind: NetworkKind, name: str) -> NetworkPaths:
+        return NetworkPaths(kind, os.path.join(self.networks(kind), name), self.runtime_base)
 
 
 def default_home() -> Home:

@@ -115,7 +115,7 @@ def take_run_lock(path: str) -> int:
 
 
 def join_run_lock(path: str) -> int:
-    """The same for a second QEMU of a machine that is being handed over."""
+    """Return a descriptor that holds the run lock beside others: of a second QEMU, a helper."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_RDLCK))

@@ -96,12 +96,7 @@ def making(home: Home, name: str) -> Iterator[Making]:
     prepare(home)
     if os.path.exists(home.vm(name).root):
         raise _taken(name)
-    paths = home.machine_at(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"))
-    try:
-        os.mkdir(paths.root, 0o711)
-    except OSError as error:
-        raise host_error(error, paths.root) from error
-    lock = try_lock(paths.lock)
+    paths, lock = _new_directory(home)
     made = Making(home, paths, name)
     try:
         os.mkdir(paths.disks, 0o700)
@@ -110,6 +105,22 @@ def making(home: Home, name: str) -> Iterator[Making]:
     finally:
         if not made.published:
             _discard(home, paths)
+        os.close(lock)
+
+
+def _new_directory(home: Home) -> tuple[VmPaths, int]:
+    """Return a directory that no sweep takes for garbage, and its lock."""
+    while True:
+        paths = home.machine_at(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"))
+        try:
+            os.mkdir(paths.root, 0o711)
+            lock = try_lock(paths.lock)
+        except FileNotFoundError:
+            continue  # swept between the two
+        except OSError as error:
+            raise host_error(error, paths.root) from error
+        if lock is not None and os.path.exists(paths.lock):
+            return paths, lock
         if lock is not None:
             os.close(lock)
 
@@ -176,8 +187,12 @@ def sweep(home: Home) -> None:
     except FileNotFoundError:
         return
     for path in left:
-        if _is_garbage(path):
-            _discard(home, home.machine_at(path))
+        lock = _claim(path)
+        if lock is not None:
+            try:
+                _discard(home, home.machine_at(path))
+            finally:
+                os.close(lock)
 
 
 def _discard(home: Home, paths: VmPaths) -> None:
@@ -188,18 +203,15 @@ def _discard(home: Home, paths: VmPaths) -> None:
     _erase(paths.root)
 
 
-def _is_garbage(path: str) -> bool:
+def _claim(path: str) -> int | None:
+    """Return the lock of a directory that is garbage, so that nobody else takes it for his."""
     lock = os.path.join(path, "lock")
     try:
-        if not os.path.exists(lock):
-            return time.time() - os.stat(path).st_mtime > _GARBAGE_AFTER
-        fd = try_lock(lock)
+        if os.path.exists(lock) or time.time() - os.stat(path).st_mtime > _GARBAGE_AFTER:
+            return try_lock(lock)
     except OSError:
-        return False  # being erased by somebody else
-    if fd is None:
-        return False
-    os.close(fd)
-    return True
+        return None  # being erased by somebody else
+    return None
 
 
 def _erase(path: str) -> None:

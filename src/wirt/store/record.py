@@ -13,6 +13,7 @@ import msgspec
 
 from wirt.errors import HostError
 from wirt.host.process_id import ProcessId
+from wirt.spec.nic import Nic
 from wirt.store.atomic import host_error, write_file
 
 VERSION = 1
@@ -30,6 +31,20 @@ class Summary(msgspec.Struct, frozen=True):
     autostart: bool = False
     mtime_ns: int = 0
     size: int = 0
+
+
+class Wire(msgspec.Struct, frozen=True):
+    """A network card as it is plugged now, which the description may not say any more."""
+
+    index: int
+    """Its number in the names of devices and hubs."""
+    nic: Nic
+    interface: str = ""
+    """The TAP behind it."""
+    place: str = ""
+    """Bus or slot of a card that was plugged while the machine ran."""
+    hub: int | None = None
+    """Between card and backend; None: they are joined, and stay so."""
 
 
 class ServedImage(msgspec.Struct, frozen=True):
@@ -58,6 +73,7 @@ class Run(msgspec.Struct, frozen=True):
     paused_on_request: bool = False
     forwards: tuple[tuple[str, int, int], ...] = ()
     """Protocol, host port, guest port, as they are open now."""
+    wires: tuple[Wire, ...] = ()
     memory: Literal["anonymous", "file", "fork"] = "anonymous"
     """``file``: in a file of its own, which can be frozen; ``fork``: private over a state's."""
     later_forwards: tuple[tuple[str, str, tuple[str, int, int]], ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec
+from wirt.vm.network.uplinks import planned
 from wirt.vm.served import as_served, find_served
 from wirt.vm.start import DEFAULT_BINARY, command_line, runtime_of
 
@@ -57,5 +59,5 @@ def argv(context: Context, name: str) -> list[str]:
         machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
     )
     machine = as_served(machine, find_served(paths, machine))
-    runtime = runtime_of(paths, machine, accelerator)
+    runtime = replace(runtime_of(paths, machine, accelerator), uplinks=planned(machine))
     return command_line(machine, runtime, capabilities, found.record)

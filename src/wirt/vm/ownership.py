@@ -12,7 +12,7 @@ import stat
 from collections.abc import Collection
 
 from wirt.errors import HostError
-from wirt.host.confine import vm_uid
+from wirt.host.confine import switch_uid, vm_uid
 from wirt.image.base import AllowLocalFiles
 from wirt.image.open import open_image
 from wirt.qemu.block import is_read_only
@@ -32,6 +32,7 @@ def choose_uid(home: Home) -> int:
         return 0
     records = [read_record(home.vm(name).record) for name in machine_names(home)]
     used = {record.uid for record in records} | {record.group for record in records}
+    used.add(switch_uid())
     for _ in range(10 * _UIDS):
         uid = vm_uid(secrets.randbelow(_UIDS))
         if uid not in used:

@@ -29,12 +29,12 @@ from wirt.qemu.nic import unplugged_links
 from wirt.qemu.render import argv as render
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
-from wirt.spec.nic import User
+from wirt.spec.nic import Switch
 from wirt.store.atomic import write_file
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
-from wirt.store.record import Record, Run, ServedImage, read_record, write_record
+from wirt.store.record import Record, Run, ServedImage, Wire, read_record, write_record
 from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, summarise
@@ -49,6 +49,7 @@ from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
 from wirt.vm.memory import prepare_memory, remove_memory
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import Uplinks, open_forwards, release_all, uplinks_for
 from wirt.vm.served import as_served, find_served, sockets
 
 DEFAULT_BINARY = "qemu-system-x86_64"
@@ -66,7 +67,17 @@ def start(context: Context, name: str, *, paused: bool = False) -> bool:
         if _go_on(paths):
             return False
         start_locked(context, paths, paused=paused)
-        return True
+    if any(isinstance(wire.nic.backend, Switch) for wire in _wires(paths)):
+        # Its switch may have been down, and others on it are to be plugged in again.
+        from wirt.vm.network.mend import mend
+
+        mend(context)
+    return True
+
+
+def _wires(paths: VmPaths) -> tuple[Wire, ...]:
+    run = read_record(paths.record).run
+    return run.wires if run is not None else ()
 
 
 def _go_on(paths: VmPaths) -> bool:
@@ -109,6 +120,8 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     discard.make_overlays(paths, machine)
     ownership.require_reachable(paths, machine, record, served)
     machine = preflight.with_free_ports(machine)
+    if record.run is not None:  # it ended by itself, and nobody cleaned up behind it
+        release_all(context, paths.name, record.run.wires)
     descriptors = ownership.descriptors_needed(
         paths, machine, record, {image.disk for image in images if not image.below}
     )
@@ -122,7 +135,11 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
         memory_shared=bool(memory),
     )
     try:
-        _start(paths, machine, record, capabilities, accelerator, runtime, images, paused=paused)
+        with uplinks_for(context, machine) as uplinks:
+            _start(
+                paths, machine, record, capabilities, accelerator, runtime, images, uplinks,
+                paused=paused,
+            )  # fmt: skip
     finally:
         ownership.close_all(descriptors)
         discard.remove_overlays(paths, machine)
@@ -136,9 +153,11 @@ def _start(
     accelerator: Accelerator,
     runtime: Runtime,
     images: tuple[ServedImage, ...],
+    uplinks: Uplinks,
     *,
     paused: bool,
 ) -> None:
+    runtime = replace(runtime, uplinks=uplinks.values)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -149,7 +168,8 @@ def _start(
         accelerator_reason=accelerator.reason,
         argv=tuple(line),
         paused_on_request=paused,
-        forwards=forwards(machine),
+        forwards=open_forwards(machine.nics),
+        wires=tuple(uplinks.wires),
         memory="file" if runtime.memory_file else "anonymous",
         served=images,
     )
@@ -159,7 +179,7 @@ def _start(
         run = with_server(run, start_disk_server(paths, record, machine, images))
         record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
         write_record(paths.record, record)
-        launched = _launch(paths, line, list(runtime.fd_paths.values()))
+        launched = _launch(paths, line, [*runtime.fd_paths.values(), *uplinks.fds])
         try:
             _settle(paths, machine, record, run, launched)
         except BaseException:
@@ -245,12 +265,3 @@ def command_line(
     line = render(binary, arguments(machine, runtime, capabilities))
     kvm = runtime.accelerator == "kvm"
     return [*confinement(record.uid, kvm=kvm, group=record.group), *line]
-
-
-def forwards(machine: Machine) -> tuple[tuple[str, int, int], ...]:
-    return tuple(
-        (forward.protocol, forward.host_port, forward.guest_port)
-        for nic in machine.nics
-        if isinstance(nic.backend, User)
-        for forward in nic.backend.forwards
-    )

@@ -33,6 +33,7 @@ from wirt.vm.disk_serving import end_disk_server
 from wirt.vm.forking.handover import recover
 from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import release_all
 from wirt.vm.session import guest_session
 
 DEFAULT_SECONDS = 90.0
@@ -59,17 +60,17 @@ def stop_locked(context: Context, paths: VmPaths, *, timeout: float, force: bool
     record = recover(context, paths)
     if not run_lock_is_held(paths.run_lock):
         if record.phase != "stopped":
-            settle(paths, record, state.look(paths, ask=False).note)
+            settle(context, paths, record, state.look(paths, ask=False).note)
         return False
     process = state.process_of(record)
     if record.phase != "running" or process is None:
         kill_holders(paths.run_lock)
-        settle(paths, record, "its start was interrupted")
+        settle(context, paths, record, "its start was interrupted")
         return True
     how = _power_off(context, paths, record, process, timeout) if not force else ""
     if not how:
         how = _quit(paths, record, process)
-    settle(paths, record, how)
+    settle(context, paths, record, how)
     return True
 
 
@@ -139,10 +140,12 @@ def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
     return "QEMU did not answer and was killed"
 
 
-def settle(paths: VmPaths, record: Record, ended: str) -> None:
-    """Record that a machine is down, and remove its sockets."""
+def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None:
+    """Record that a machine is down, and remove its sockets and what its cards left."""
     for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
         process.wait(_QUIT_SECONDS)
+    if record.run is not None:
+        release_all(context, paths.name, record.run.wires)
     end_disk_server(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     remove_memory(paths)

@@ -14,6 +14,7 @@ from tests.image.qcow2.support import Memory
 from wirt.errors import ImageError
 from wirt.image.base import OpenOptions, Overlay, Resizable
 from wirt.image.formats import parallels, vdi
+from wirt.image.formats.vmdk import create as vmdk_create
 from wirt.image.formats.vpc import format as vpc_format
 from wirt.image.rebase import keep_what_differs
 from wirt.image.registry import find_format
@@ -28,8 +29,10 @@ CASES = {
     "qcow": (60_416, {}, 9_000),
     "parallels": (40_448, {}, 6_000),
     "bochs": (2 * MIB, {}, 20_000),
+    "vmdk": (60_416, {}, 9_000),
+    "vmdk-cowd": (60_416, {}, 9_000),
 }
-WITH_PARENT = ["vdi", "vpc", "vhdx", "qed", "qcow"]
+WITH_PARENT = ["vdi", "vpc", "vhdx", "qed", "qcow", "vmdk"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +41,8 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(vdi, "_MIB", 512)
     monkeypatch.setattr(parallels, "_CLUSTER", 1)
     monkeypatch.setattr(vpc_format, "BLOCK", 32768)
+    monkeypatch.setattr(vmdk_create, "_GRAIN", 2)
+    monkeypatch.setattr(vmdk_create, "_TABLE_ENTRIES", 128)
 
 
 class Disk(Recorder):
@@ -57,7 +62,7 @@ class Disk(Recorder):
 class Session:
     def __init__(self, name, seed, directory, *, backed=False, hasty=False):
         self.rng = random.Random(f"{name} {seed} {backed}")
-        self.format = find_format(name)
+        self.format = find_format(name.split("-")[0])
         size, options, self.longest = CASES[name]
         self.base, start = None, Memory()
         start.name = str(directory / f"child.{name}")
@@ -65,7 +70,10 @@ class Session:
         if backed:
             self.base, disk = self.parent(name, directory, size)
             options = options | {"backing_file": f"base.{name}", "backing_fmt": name}
-        self.format.create(start, size, options)
+        if name == "vmdk-cowd":
+            vmdk_create.write_cowd(start, size)  # without its descriptor, which is a file
+        else:
+            self.format.create(start, size, options)
         self.storage = Disk(bytes(start.data))
         self.storage.name, self.storage.hasty = start.name, hasty
         self.image = self.opened(self.storage, writable=True)
@@ -211,7 +219,7 @@ def link_session(session):
 
 def cases():
     for name in CASES:
-        kinds = find_format(name).images
+        kinds = find_format(name.split("-")[0]).images
         yield pytest.param(name, write_session, False, id=f"{name}-write")
         if any(issubclass(kind, Resizable) for kind in kinds):
             yield pytest.param(name, resize_session, False, id=f"{name}-resize")
@@ -244,7 +252,7 @@ def test_no_cut_loses_what_was_flushed(name, operation, backed, tmp_path):
 
 # A new block over nothing shows zeros before and after its data: only what is copied can be lost.
 # A qcow child copies nothing either: its clusters are sectors.
-@pytest.mark.parametrize("name", ["vdi", "vpc", "vhdx", "qed", "parallels"])
+@pytest.mark.parametrize("name", ["vdi", "vpc", "vhdx", "qed", "vmdk", "parallels"])
 def test_a_writer_that_never_waits_is_caught(name, tmp_path):
     caught = 0
     for seed in range(3):

@@ -8,6 +8,7 @@ import pytest
 from tests.image.formats.oracles import ORACLES, read_by
 from tests.image.formats.support import MIB, chain_read, check_by_qemu, made, opened
 from wirt.image.base import Checkable, Resizable
+from wirt.image.formats.vmdk import create, resize
 
 BLOCKS = 6
 SHAPES = {
@@ -30,9 +31,21 @@ WRITTEN = {
     "qed": ("qed", 65536, {}),
     "qcow": ("qcow", 4096, {}),
     "parallels": ("parallels", MIB, {}),
+    "vmdk": ("vmdk", 65536, {}),
+    "vmdk-flat": ("vmdk", 65536, {"subformat": "monolithicFlat"}),
+    "vmdk-split": ("vmdk", 65536, {"subformat": "twoGbMaxExtentSparse"}),
+    "vmdk-split-flat": ("vmdk", 65536, {"subformat": "twoGbMaxExtentFlat"}),
+    "vmdk-vmfs": ("vmdk", 65536, {"subformat": "vmfs"}),
+    "vmdk-cowd": ("vmdk", 8192, {"subformat": "vmfsSparse"}),
 }
-CHECKED_BY_QEMU = {"vdi", "qed", "parallels"}
-WITH_PARENT = ["vdi", "vpc", "vhdx", "qed", "qcow"]
+CHECKED_BY_QEMU = {"vdi", "qed", "parallels", "vmdk"}
+WITH_PARENT = ["vdi", "vpc", "vhdx", "qed", "qcow", "vmdk", "vmdk-split", "vmdk-cowd"]
+
+
+@pytest.fixture(autouse=True)
+def _short_extents(monkeypatch):
+    for module in (create, resize):
+        monkeypatch.setattr(module, "SPLIT", 3 * 65536)
 
 
 def assert_as_model(path, name, case, model, *, leaks=False):
@@ -66,10 +79,10 @@ def test_a_shape_is_read_in_one_piece(case, shape, tmp_path):
     assert_as_model(path, name, case, model)
 
 
-@pytest.mark.parametrize("name", WITH_PARENT)
-def test_one_read_goes_across_all_states_of_a_child(name, tmp_path):
-    block, options = WRITTEN[name][1:]
-    size, chance = 8 * block, random.Random(name)
+@pytest.mark.parametrize("case", WITH_PARENT)
+def test_one_read_goes_across_all_states_of_a_child(case, tmp_path):
+    name, block, options = WRITTEN[case]
+    size, chance = 8 * block, random.Random(case)
     parent = made(tmp_path / f"p.{name}", name, size, **options)
     model = bytearray(chance.randbytes(size - block) + bytes(block))
     with opened(parent, name, writable=True) as image:
@@ -86,7 +99,7 @@ def test_one_read_goes_across_all_states_of_a_child(name, tmp_path):
         model[5 * block + 100 : 5 * block + 1100] = bytes(1000)
         assert image.pread(0, size) == model
     assert chain_read(child, name) == model
-    for oracle in ORACLES[f"{name}-child"]:
+    for oracle in ORACLES[f"{case}-child"]:
         assert read_by(oracle, child, parent) == model, oracle
 
 
@@ -117,7 +130,7 @@ def test_a_disk_grows_and_shrinks(case, tmp_path):
 
 
 def test_the_growing_child_hides_a_longer_parent(tmp_path):
-    for name in ("vdi", "vpc", "vhdx", "qed"):
+    for name in ("vdi", "vpc", "vhdx", "qed", "vmdk"):
         block, options = WRITTEN[name][1:]
         parent = made(tmp_path / f"p.{name}", name, 6 * block, **options)
         below = random.Random(1).randbytes(6 * block)

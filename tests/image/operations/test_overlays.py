@@ -204,10 +204,10 @@ def test_what_is_in_use_or_not_allowed_is_refused(tmp_path):
     for operation in (flatten, commit):
         with pytest.raises(ImageAccessDenied):
             operation(str(path), gate=Deny())
-    other = tmp_path / "d.hdd"
-    create_image(str(other), "parallels", MIB)
+    alone = tmp_path / "d.hds"
+    create_image(str(alone), "parallels", MIB)
     with pytest.raises(UnsupportedImage) as refused:
-        flatten(str(other))
+        flatten(str(alone))
     assert "convert" in refused.value.hint
     assert_identical(path, "qcow2", model)
     with pytest.raises(UsageError, match="no backing image"):

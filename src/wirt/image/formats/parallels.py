@@ -9,6 +9,8 @@ Specification: ``docs/interop/parallels.txt`` of QEMU. Little-endian.
     36 disk size in sectors (u64; only 32 bits in the first kind)
     44 in use (0x746F6E59)  48 first sector of the data  52 flags  56 extension
     64 BAT: u32 of each cluster, 0: not allocated
+
+Such files are also the parts of a directory, see ``parallels_bundle.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from wirt.image.formats.mapped import (
     refuse_unknown,
     stored_size,
 )
+from wirt.image.formats.parallels_bundle import DESCRIPTOR, BundleImage, is_bundle
 from wirt.image.formats.table_check import Use
 from wirt.image.formats.table_image import ResizableTable
 
@@ -179,12 +182,15 @@ class ParallelsImage(ResizableTable):
 class ParallelsFormat(Format):
     name = "parallels"
     suffixes = (".hds", ".parallels")
-    images = (ParallelsImage,)
+    images = (ParallelsImage, BundleImage)
+    bundle_file = DESCRIPTOR
 
     def probe(self, storage: Storage) -> bool:
-        return storage.pread(0, 16) in {_OLD, _NEW}
+        return storage.pread(0, 16) in {_OLD, _NEW} or is_bundle(storage)
 
     def open(self, storage: Storage, options: OpenOptions) -> Image:
+        if is_bundle(storage):
+            return BundleImage(storage, options, ParallelsImage)
         return ParallelsImage(storage, options)
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from wirt.errors import OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import (
@@ -95,6 +96,22 @@ class TableImage(BlockImage, DirectAllocator, Checkable):
         stripped = content.rstrip(b"\0")
         first = len(stripped) - len(stripped.lstrip(b"\0"))
         self.storage.pwrite(place + first, memoryview(stripped)[first:])
+
+    def _write_part(self, index: int, offset: int, part: memoryview) -> None:
+        if self.backing is not None or self._is_set(index):
+            super()._write_part(index, offset, part)
+            return
+        # Nothing shows through a new block: what is not written reads as zeros.
+        old = self._file_of(index).size()
+        place = self._new_place(index)
+        if place < old and len(part) < self.block_size:
+            self._file_of(index).pwrite(place, bytes(self.block_size))
+        self._file_of(index).pwrite(place + offset - index * self.block_size, part)
+        self._unpublished.add(index)
+
+    def _file_of(self, index: int) -> Storage:
+        """Return the file that the block lies in."""
+        return self.storage
 
     @property
     def can_allocate(self) -> bool:
@@ -275,5 +292,13 @@ class ResizableTable(TableImage, Resizable):
 class OverlayTable(TableImage, Overlay):
     """A table whose blocks may be those of a backing image."""
 
+    _keeps_parent_id: ClassVar[bool] = False
+    """The parent's identity is stored, and changes when it is written."""
+
     def make_empty(self) -> None:
         self._drop_all()
+
+    def accept_backing(self) -> None:
+        info = self.info()
+        if self._keeps_parent_id and info.backing_name:
+            self.set_backing(info.backing_name, info.backing_format)

@@ -106,6 +106,7 @@ class VdiImage(ResizableTable, OverlayTable):
     """
 
     format_name = "vdi"
+    _keeps_parent_id = True
     _align = SECTOR
 
     def __init__(self, storage: Storage, options: OpenOptions) -> None:

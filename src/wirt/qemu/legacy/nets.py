@@ -17,7 +17,7 @@ from wirt.qemu.legacy.draft import Card, Draft, Wire
 from wirt.qemu.legacy.note import Refused
 from wirt.qemu.legacy.options.network import merged
 from wirt.qemu.netdev import backend_value
-from wirt.qemu.nic import OWN_HUBS, attachment, nic_id
+from wirt.qemu.nic import OWN_HUBS, attachment, hub_of, nic_id
 from wirt.qemu.runtime import Runtime
 from wirt.spec.nic import Backend, Nic, Tap, Unplugged, User
 
@@ -118,7 +118,7 @@ class _Plan:
 
     def _remember(self, card: Card, nic: Nic, index: int) -> None:
         if card.vlan is not None:
-            self.ports.setdefault(card.vlan, attachment(nic, index))
+            self.ports.setdefault(card.vlan, attachment(nic_id(nic, index), hub_of(nic, index)))
 
     def _network(self, card: Card) -> tuple[Wire | None, int | None]:
         if card.netdev:

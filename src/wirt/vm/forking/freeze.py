@@ -18,6 +18,7 @@ import time
 
 import msgspec
 
+from wirt.errors import NoSpace, QemuError, WirtError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
@@ -31,8 +32,9 @@ from wirt.store.atomic import host_error
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
-from wirt.store.record import Handover, write_record
+from wirt.store.record import Handover, Record, write_record
 from wirt.store.states import Manifest, new_state, sweep_states
+from wirt.units import MIB
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
@@ -42,7 +44,7 @@ from wirt.vm.forking.disks import (
 )
 from wirt.vm.forking.forkable import Chosen, require_forkable
 from wirt.vm.forking.guest import ports_taken
-from wirt.vm.forking.handover import finish, recover, take_names, undo
+from wirt.vm.forking.handover import clear_beside, finish, recover, take_names, undo
 from wirt.vm.forking.incoming import (
     Incoming,
     await_migration,
@@ -56,6 +58,7 @@ from wirt.vm.monitor import connect
 from wirt.vm.start import for_tcg
 
 SAVE_SECONDS = 120.0
+_SHORT = MIB
 UNLIMITED = 1 << 40
 """Bytes a second; QEMU's own limit would make the guest wait."""
 
@@ -82,7 +85,8 @@ def freeze_locked(
     record = recover(context, paths)
     state.require_running(paths)
     sweep_states(context.home)
-    machine = load_started(paths)
+    clear_beside(paths)
+    machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
         chosen = require_forkable(paths, machine, record, qmp, keep_process=keep_process)
         if chosen.method == "freeze" and not idle:
@@ -95,6 +99,24 @@ def freeze_locked(
         if chosen.method == "stream":
             return Copying(source).run()
         return _HandingOver(source).run()
+
+
+def as_it_runs(machine: Machine, record: Record) -> Machine:
+    """Return the description with the cards' networks of now. Raises WrongState.
+
+    A card that came or went after the start stands where no fork would have it.
+    """
+    wires = record.run.wires if record.run else ()
+    if not wires:
+        return machine
+    now = tuple(wire.nic for wire in wires)
+    same = [(nic_id(nic, index), nic.model) for index, nic in enumerate(machine.nics)]
+    if [(nic_id(nic, index), nic.model) for index, nic in enumerate(now)] != same:
+        raise WrongState(
+            f"network cards of {machine.name} were plugged or unplugged after its start",
+            hint=f"wirt restart {machine.name}",
+        )
+    return msgspec.structs.replace(machine, nics=now)
 
 
 class _HandingOver:
@@ -120,8 +142,10 @@ class _HandingOver:
         except BaseException:
             if incoming is not None:
                 incoming.end()
-            if self.record.handover is not None and not self.record.handover.decided:
-                undo(source.context, source.paths, self.record)
+            if self.record.handover is None:
+                clear_beside(source.paths)
+            elif not self.record.handover.decided:
+                undo(source.context, source.paths, self.record, qmp=source.qmp)
             raise
         try:
             self._finish(incoming)
@@ -222,7 +246,20 @@ def save(qmp: QmpClient, made: StatePaths) -> None:
     finally:
         os.close(fd)
     qmp.execute("migrate", {"uri": "fd:state"})
-    await_migration(qmp, timeout=SAVE_SECONDS)
+    try:
+        await_migration(qmp, timeout=SAVE_SECONDS)
+    except QemuError as error:
+        raise _explained(error, made) from error
+
+
+def _explained(error: QemuError, made: StatePaths) -> WirtError:
+    """QEMU does not say why it could not write; a full disk is seen."""
+    facts = os.statvfs(made.root)
+    if facts.f_bavail * facts.f_frsize < _SHORT:
+        return NoSpace(
+            f"{made.devices}: no space left", hint="free space: wirt images, wirt ls, df -h"
+        )
+    return error
 
 
 def without_forwards(machine: Machine) -> Machine:

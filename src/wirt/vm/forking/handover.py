@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
@@ -42,6 +43,8 @@ from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
 
 _KILL_SECONDS = 15.0
+_SETTLE_SECONDS = 30.0
+_BESIDE = ".next-"
 
 
 def take_names(paths: VmPaths, handover: Handover) -> None:
@@ -54,7 +57,14 @@ def take_names(paths: VmPaths, handover: Handover) -> None:
 
 def beside(paths: VmPaths, name: str) -> str:
     """Return where the overlay waits that will be called ``name``."""
-    return os.path.join(paths.disks, f".next-{name}")
+    return os.path.join(paths.disks, _BESIDE + name)
+
+
+def clear_beside(paths: VmPaths) -> None:
+    """Remove overlays that never got their names."""
+    for name in os.listdir(paths.disks):
+        if name.startswith(_BESIDE):
+            os.unlink(os.path.join(paths.disks, name))
 
 
 def undo(
@@ -111,9 +121,8 @@ def _end(process: ProcessId) -> None:
 
 
 def _restore_names(paths: VmPaths, handover: Handover) -> None:
+    clear_beside(paths)
     for name, frozen in handover.images:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside(paths, name))
         target = os.path.join(paths.disks, name)
         if os.path.exists(frozen) and not _same_file(target, frozen):
             os.link(frozen, beside(paths, name))
@@ -137,7 +146,21 @@ def _same_file(one: str, other: str) -> bool:
 def _go_on(qmp: QmpClient, record: Record) -> None:
     """Let the guest run on, if it is meant to run."""
     if record.run is not None and not record.run.paused_on_request:
-        qmp.execute("cont")
+        go_on(qmp)
+
+
+def go_on(qmp: QmpClient) -> None:
+    """``cont`` after a migration: QEMU says that one is complete a moment before it is."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        try:
+            qmp.execute("cont")
+        except CommandRefused as error:
+            if "not finalized" not in error.description or time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 def abandon_migration(qmp: QmpClient) -> None:

@@ -1,9 +1,9 @@
 """A machine made of a state: it goes on where the frozen one stood still, copy-on-write.
 
-1. a directory without a name: overlays, description, sockets; 2. QEMU starts in it and loads
-the state; 3. the directory gets its name, the record says ``unborn``; 4. the new identity lies
-before the guest; 5. the guest runs, the record says so. Killed before 5, the machine is
-removed by the next command: it never ran.
+1. a directory without a name: overlays, description, a record that says ``unborn``; 2. it gets
+its name; 3. QEMU starts in it and loads the state; 4. the new identity lies before the guest;
+5. the guest runs, the record says so. Killed before the record does, the machine is removed by
+the next command: nobody was told of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -23,6 +23,7 @@ from wirt.host.process_id import ProcessId
 from wirt.protocols.guest.client import GuestSession
 from wirt.spec import toml
 from wirt.spec.machine import Machine
+from wirt.spec.nic import Backend, Nic
 from wirt.store.atomic import host_error, write_file
 from wirt.store.layout import VmPaths
 from wirt.store.locks import take_run_lock
@@ -31,16 +32,17 @@ from wirt.store.record import Record, Run, write_record
 from wirt.store.states import State, using
 from wirt.vm import preflight, state
 from wirt.vm.context import Context
-from wirt.vm.create import random_mac, random_uuid
 from wirt.vm.description import summarise
 from wirt.vm.forking.disks import make_overlay
 from wirt.vm.forking.forkable import is_shared_wire, private_copy
 from wirt.vm.forking.identity import await_answer, lay_before, new_identity
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
+from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keeping import start_keeper
+from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
-from wirt.vm.start import for_tcg, forwards
+from wirt.vm.start import for_tcg
 
 IDENTITY_SECONDS = 60.0
 
@@ -51,13 +53,15 @@ class Wish(msgspec.Struct, frozen=True):
     ``same_identity`` keeps UUID, host name, machine-id and network addresses: for a lab that
     nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
     process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
-    saves memory in a machine that will not start it again.
+    saves memory in a machine that will not start it again. ``networks`` plugs cards into other
+    networks: index of the card → backend.
     """
 
     same_identity: bool = False
     paused: bool = False
     temporary: bool = False
     reboots: bool = True
+    networks: Mapping[int, Backend] = msgspec.field(default_factory=dict)
 
 
 AS_USUAL = Wish()
@@ -118,7 +122,14 @@ class Birth:
         self._fill(spec)
         self._machine = preflight.with_free_ports(spec)
         self._identity = new_identity(manifest.machine, spec, same=wish.same_identity)
-        self._incoming = self._begin()
+        self._uplinks = make_uplinks(context, self._machine)
+        try:
+            self._incoming = self._begin()
+        except BaseException:
+            self._unmake()
+            raise
+        finally:
+            self._uplinks.close()
 
     def _fill(self, spec: Machine) -> None:
         paths, manifest = self._made.paths, self.ground.manifest
@@ -131,20 +142,29 @@ class Birth:
                 shutil.copyfile(self.ground.state.uefi_variables, paths.uefi_variables)
         except OSError as error:
             raise host_error(error, paths.uefi_variables) from error
-        write_file(paths.spec, toml.dump(spec).encode(), durable=False)
-        self._record = msgspec.structs.replace(self._record, summary=summarise(paths, spec))
+        text = toml.dump(spec, explained=not self.wish.temporary)
+        write_file(paths.spec, text.encode(), durable=False)
+        summary = summarise(paths, spec)
+        self._record = msgspec.structs.replace(
+            self._record, summary=summary, phase="starting", unborn=True
+        )
+        write_record(paths.record, self._record, durable=False)
         failpoint("child-filled")
 
     def _begin(self) -> Incoming:
         paths, record = self._made.paths, self._record
         write_file(paths.started, msgspec.json.encode(self._machine), durable=False)
-        make_runtime(paths, record)
         give(paths, record)
+        paths = self._made.publish()
+        failpoint("child-published")
+        make_runtime(paths, record)
         machine = self._machine if self.wish.reboots else _without_kernel(self._machine)
         machine = for_tcg(machine, record, self.ground.manifest.accelerator)
         lock = take_run_lock(paths.run_lock)
         try:
-            return begin_incoming(self.ground, paths, machine, record, [lock], paths.socket)
+            return begin_incoming(
+                self.ground, paths, machine, record, [lock], paths.socket, self._uplinks
+            )
         finally:
             os.close(lock)
 
@@ -156,22 +176,19 @@ class Birth:
         failpoint("child-loaded")
 
     def run(self) -> None:
-        """Give the machine its name and let the guest run, unless it shall be paused."""
+        """Let the guest run, unless it shall be paused."""
         process = ProcessId.of(self._incoming.starting.process.pid)
         if process is None:
             raise self._incoming.refusal()
+        paths = self._made.paths
         self._record = msgspec.structs.replace(
-            self._record, phase="running", run=self._life(process), unborn=True
+            self._record, phase="running", run=self._life(process), unborn=False
         )
-        write_record(self._made.paths.record, self._record, durable=False)
-        paths = self._made.publish()
-        failpoint("child-published")
         self._session = lay_before(paths, self._machine, self._identity)
         if not self.wish.paused:
             self._incoming.qmp.execute("cont")
         self._running = time.monotonic() - self._began
         failpoint("child-runs")
-        self._record = msgspec.structs.replace(self._record, unborn=False)
         write_record(paths.record, self._record)
         self._keep(paths)
 
@@ -186,7 +203,7 @@ class Birth:
             accelerator_reason=f"as the state {self.ground.state.id} was frozen with it",
             argv=tuple(self._incoming.argv),
             paused_on_request=self.wish.paused,
-            forwards=forwards(self._machine),
+            forwards=open_forwards(self._machine.nics),
             memory="anonymous" if manifest.in_devices else "fork",
         )
 
@@ -204,6 +221,10 @@ class Birth:
             self._session.close()
         with contextlib.suppress(OSError):
             self._incoming.end()
+        self._unmake()
+
+    def _unmake(self) -> None:
+        release_all(self.context, self._made.name, self._uplinks.wires)
         if self._made.published:
             remove_machine(self.context.home, self._made.paths)
 
@@ -230,12 +251,7 @@ def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str,
     """Return the description of a machine made of a state, and what had to be changed."""
     machine, notes = private_copy(ground.manifest.machine)
     uuid = machine.uuid if wish.same_identity and machine.uuid else random_uuid()
-    nics = tuple(
-        msgspec.structs.replace(nic, mac=random_mac())
-        if is_shared_wire(nic) and not wish.same_identity
-        else nic
-        for nic in machine.nics
-    )
+    nics = tuple(_card(nic, wish, index) for index, nic in enumerate(machine.nics))
     disks = list(machine.disks)
     for disk in ground.manifest.disks:
         if disk.shared:
@@ -243,6 +259,13 @@ def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str,
             disks[disk.index] = msgspec.structs.replace(disks[disk.index], image=image)
     made = msgspec.structs.replace(machine, name=name, uuid=uuid, nics=nics, disks=tuple(disks))
     return made, notes
+
+
+def _card(nic: Nic, wish: Wish, index: int) -> Nic:
+    nic = msgspec.structs.replace(nic, backend=wish.networks.get(index, nic.backend))
+    if wish.same_identity or not is_shared_wire(nic):
+        return nic
+    return msgspec.structs.replace(nic, mac=random_mac())
 
 
 def _without_kernel(machine: Machine) -> Machine:

@@ -34,7 +34,7 @@ from wirt.store.record import Handover, write_record
 from wirt.store.states import Manifest, make_memory_directory
 from wirt.units import MIB
 from wirt.vm.forking.disks import freeze_variables, let_family_read
-from wirt.vm.forking.handover import take_names, undo
+from wirt.vm.forking.handover import clear_beside, go_on, take_names, undo
 from wirt.vm.forking.incoming import IGNORE_SHARED
 from wirt.vm.forking.source import Frozen, Source
 from wirt.vm.memory import room
@@ -63,7 +63,9 @@ class Copying:
         source = self.source
         manifest = source.describe("stream")
         failpoint("disks-linked")
-        shares = not manifest.machine.balloon and self._has_room()
+        machine = manifest.machine
+        one_file = not (machine.balloon or machine.numa or machine.memory_path)
+        shares = one_file and self._has_room()
         manifest = msgspec.structs.replace(manifest, in_devices=not shares)
         receiver = None
         try:
@@ -125,8 +127,9 @@ class Copying:
         qmp.execute("migrate-continue", {"state": _STOPPED})
         _await(qmp, "completed", receiver)
         failpoint("saved")
-        if runs:
-            qmp.execute("cont")
+        go_on(qmp)
+        if not runs:  # a moment later: from where QEMU has put it now, it cannot be saved again
+            qmp.execute("stop")
         pause = time.time() - begin if runs else 0.0
         receiver.finish()
         return begin, pause
@@ -149,7 +152,9 @@ class Copying:
 
     def _undo(self) -> None:
         """Before the snapshot nothing has happened; after it, only the state is given up."""
-        if self.record.handover is not None:
+        if self.record.handover is None:
+            clear_beside(self.source.paths)
+        else:
             undo(self.source.context, self.source.paths, self.record, qmp=self.source.qmp)
 
     def _settle(self) -> None:

@@ -64,6 +64,7 @@ def table_entries(metadata: Metadata) -> int:
 
 class VhdxImage(ResizableTable, OverlayTable):
     format_name = "vhdx"
+    _keeps_parent_id = True
     _align = _grid = MIB
 
     def __init__(self, storage: Storage, options: OpenOptions) -> None:
