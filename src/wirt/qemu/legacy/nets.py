@@ -115,7 +115,7 @@ class _Plan:
         if isinstance(nic.backend, Tap) and wire is not None:
             self.uplinks[f"{nic_id(nic, index)}-net"] = wire.uplink
         if wire is not None and wire.id:
-            self.draft.renamed[wire.id] = attachment(nic, index)
+            self.draft.renamed[wire.id] = attachment(nic_id(nic, index), hub_of(nic, index))
         self.nics.append(nic)
         self._remember(card, nic, index)
 
