@@ -108,9 +108,14 @@ def making(home: Home, fingerprint: str) -> Iterator[bool]:
             os.close(lock)
 
 
+def hold_label(fingerprint: str) -> str:
+    """Return by what the state of a template is held."""
+    return _HOLD + fingerprint
+
+
 def add_template(home: Home, template: Template, state: State) -> None:
     """Make ``state`` a template."""
-    hold(state, _HOLD + template.fingerprint)
+    hold(state, hold_label(template.fingerprint))
     path = home.template(template.fingerprint)
     write_file(path, msgspec.json.format(msgspec.json.encode(template), indent=1) + b"\n")
 
@@ -138,5 +143,5 @@ def sweep(home: Home) -> None:
 def _let_go(home: Home, ident: str, fingerprint: str) -> None:
     with making(home, fingerprint) as ours, contextlib.suppress(WirtError):
         if ours:
-            release(find_state(home, ident), _HOLD + fingerprint)
+            release(find_state(home, ident), hold_label(fingerprint))
             collect(home, ident)

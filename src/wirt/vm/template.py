@@ -118,7 +118,7 @@ def _make(context: Context, sought: Sought, name: str) -> Template:
     with guest_session(paths, timeout=_QUIET_SECONDS) as session:
         session.exec(["sh", "-c", _QUIET], timeout=_QUIET_SECONDS)
     machine = load_started(paths)
-    frozen = freeze(context, name)
+    frozen = freeze(context, name, label=store.hold_label(sought.fingerprint))
     keep_memory(frozen.state)
     template = Template(
         fingerprint=sought.fingerprint,
