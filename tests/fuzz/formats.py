@@ -183,7 +183,8 @@ class Watch:
         if event != "open" or not self.allowed or not isinstance(arguments[0], str | bytes):
             return
         path = os.path.abspath(os.fsdecode(arguments[0]))
-        if not path.startswith(self.allowed):
+        # A directory cannot be read as a file, and Python's modules are no images.
+        if not f"{path}/".startswith(self.allowed) and not path.endswith((".py", ".pyc", ".so")):
             self.strange.append(path)
 
 
