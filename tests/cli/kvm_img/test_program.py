@@ -138,7 +138,9 @@ def test_old_encryption_is_refused_with_what_replaces_it(ask):
 
 
 def test_compat6_of_old_is_an_option_of_today(ask):
-    assert "compat6=on" in ask("create", "-6", "-f", "vmdk", "new", "1M").out
+    answer = ask("create", "-6", "-f", "vmdk", "new", "1M")
+    assert answer.code == 0
+    assert "compat6=on" in answer.out
 
 
 def test_nothing_is_left_when_converting_fails(tmp_path, ask):
