@@ -34,6 +34,7 @@ SHAPES = {
         {},
         {"subformat": "monolithicFlat"},
         {"subformat": "twoGbMaxExtentSparse"},
+        {"subformat": "vmfsSparse"},
     ),
     "vpc": ({}, {"subformat": "fixed"}),
     "vhdx": ({"log_size": "1M", "block_size": "1M"},),
@@ -78,6 +79,9 @@ def _created(directory: Path):
                 continue  # read only, or made of more than a size
             if path.stat().st_size <= 4 * _LARGEST:
                 yield Seed(path, known.name)
+            # An extent opens by itself too, and holds what the descriptor does not.
+            for extent in place.glob("disk-delta.vmdk"):
+                yield Seed(extent, known.name)
 
 
 def _fill(path: Path, name: str) -> None:
