@@ -12,6 +12,7 @@ from wirt.image.formats import (
     cloop,
     cow,
     dmg,
+    host_device,
     luks,
     parallels,
     qcow,
@@ -45,6 +46,9 @@ FORMATS: tuple[Format, ...] = (
     sparsebundle.FORMAT,
     vpc.FORMAT,
     vvfat.FORMAT,
+    host_device.HOST_DEVICE,
+    host_device.HOST_CDROM,
+    host_device.HOST_FLOPPY,
     raw.FORMAT,
 )
 

@@ -1,0 +1,122 @@
+"""host_device, host_cdrom, host_floppy: a drive of the host, byte for byte.
+
+The same bytes as raw, with what only a device has: sectors, and an exclusive opener. A drive that
+is mounted, or in use by a RAID, a volume group or swap, cannot be opened for writing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from typing import ClassVar
+
+from wirt.errors import ImageAccessDenied, ImageIoError, NotThisFormat, UnsupportedImage
+from wirt.image.base import Format, ImageInfo, OpenOptions, Storage
+from wirt.image.formats.raw import RawImage
+
+# Of <linux/fs.h> and <linux/cdrom.h>
+_BLKROGET = 0x125E
+_BLKSSZGET = 0x1268
+_BLKPBSZGET = 0x127B
+_CDROM_DRIVE_STATUS = 0x5326
+_CURRENT_SLOT = 0x7FFFFFFF
+_CD_PROBLEMS = {
+    1: "there is no disc in the drive",
+    2: "the tray is open",
+    3: "the drive is not ready",
+}
+_FLOPPY_MAJOR = 2
+_INT = struct.Struct("i")
+
+
+class HostDeviceImage(RawImage):
+    """A block device."""
+
+    format_name = "host_device"
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        super().__init__(storage)
+        self._name = name
+        self._fd = _device(storage)
+        self.sector_size = _number(self._fd, _BLKSSZGET)
+
+    def info(self) -> ImageInfo:
+        return ImageInfo(
+            self._name,
+            self.virtual_size,
+            self.virtual_size,
+            specific={
+                "logical-sector-size": self.sector_size,
+                "physical-sector-size": _number(self._fd, _BLKPBSZGET),
+                "read-only": bool(_number(self._fd, _BLKROGET)),
+            },
+        )
+
+    def resize(self, size: int, *, preallocation: str = "off") -> None:
+        raise UnsupportedImage(
+            "a device has the size that it has", hint="grow the partition or volume itself"
+        )
+
+
+def _device(storage: Storage) -> int:
+    """Return the descriptor of a block device. Raises NotThisFormat."""
+    fd = storage.fileno()
+    if fd is None or not stat.S_ISBLK(os.fstat(fd).st_mode):
+        raise NotThisFormat("this is no block device", hint="--format raw is for files")
+    return fd
+
+
+def _number(fd: int, request: int) -> int:
+    answer = bytearray(_INT.size)
+    try:
+        fcntl.ioctl(fd, request, answer)
+    except OSError as error:
+        raise ImageIoError(f"the device does not tell its sectors: {error.strerror}") from error
+    value: int = _INT.unpack(answer)[0]
+    return value
+
+
+class HostDeviceFormat(Format):
+    name: ClassVar[str] = "host_device"
+    images = (HostDeviceImage,)
+
+    def probe(self, storage: Storage) -> bool:
+        """Never claim a drive: what is on it may be of any format."""
+        return False
+
+    def open(self, storage: Storage, options: OpenOptions) -> HostDeviceImage:
+        fd = _device(storage)
+        if options.writable and _number(fd, _BLKROGET):
+            raise ImageAccessDenied("the device is read-only")
+        self.check(fd)
+        return HostDeviceImage(storage, self.name)
+
+    def check(self, fd: int) -> None:
+        """Refuse a drive of another kind, or without a medium."""
+
+
+class HostCdromFormat(HostDeviceFormat):
+    name = "host_cdrom"
+
+    def check(self, fd: int) -> None:
+        try:
+            status = fcntl.ioctl(fd, _CDROM_DRIVE_STATUS, _CURRENT_SLOT)
+        except OSError as error:
+            raise NotThisFormat("this is no CD drive") from error
+        if status in _CD_PROBLEMS:
+            raise ImageIoError(_CD_PROBLEMS[status], hint="insert a disc")
+
+
+class HostFloppyFormat(HostDeviceFormat):
+    name = "host_floppy"
+
+    def check(self, fd: int) -> None:
+        if os.major(os.fstat(fd).st_rdev) != _FLOPPY_MAJOR:
+            raise NotThisFormat("this is no floppy drive")
+
+
+HOST_DEVICE = HostDeviceFormat()
+HOST_CDROM = HostCdromFormat()
+HOST_FLOPPY = HostFloppyFormat()
