@@ -9,6 +9,7 @@ import pytest
 from tests.image.formats.support import MIB, opened, read_all
 from wirt.errors import ImageInUse, ImageIoError, NotThisFormat, UnsupportedImage
 from wirt.image.convert import ConvertSettings, convert
+from wirt.image.formats import host_cdrom
 
 
 @pytest.fixture
@@ -116,8 +117,6 @@ def test_a_file_is_no_device(tmp_path, name):
 
 
 def test_a_disc_that_is_not_there_is_said(monkeypatch):
-    from wirt.image.formats import host_device
-
-    monkeypatch.setattr(host_device.fcntl, "ioctl", lambda *_: 2)
+    monkeypatch.setattr(host_cdrom.fcntl, "ioctl", lambda *_: 2)
     with pytest.raises(ImageIoError, match="tray is open"):
-        host_device.HOST_CDROM.check(0)
+        host_cdrom.FORMAT.check(0)

@@ -1,4 +1,4 @@
-"""host_device, host_cdrom, host_floppy: a drive of the host, byte for byte.
+"""host_device: a block device of the host, byte for byte.
 
 The same bytes as raw, with what only a device has: sectors, and an exclusive opener. A drive that
 is mounted, or in use by a RAID, a volume group or swap, cannot be opened for writing.
@@ -16,18 +16,10 @@ from wirt.errors import ImageAccessDenied, ImageIoError, NotThisFormat, Unsuppor
 from wirt.image.base import Format, ImageInfo, OpenOptions, Storage
 from wirt.image.formats.raw import RawImage
 
-# Of <linux/fs.h> and <linux/cdrom.h>
+# Of <linux/fs.h>
 _BLKROGET = 0x125E
 _BLKSSZGET = 0x1268
 _BLKPBSZGET = 0x127B
-_CDROM_DRIVE_STATUS = 0x5326
-_CURRENT_SLOT = 0x7FFFFFFF
-_CD_PROBLEMS = {
-    1: "there is no disc in the drive",
-    2: "the tray is open",
-    3: "the drive is not ready",
-}
-_FLOPPY_MAJOR = 2
 _INT = struct.Struct("i")
 
 
@@ -97,26 +89,4 @@ class HostDeviceFormat(Format):
         """Refuse a drive of another kind, or without a medium."""
 
 
-class HostCdromFormat(HostDeviceFormat):
-    name = "host_cdrom"
-
-    def check(self, fd: int) -> None:
-        try:
-            status = fcntl.ioctl(fd, _CDROM_DRIVE_STATUS, _CURRENT_SLOT)
-        except OSError as error:
-            raise NotThisFormat("this is no CD drive") from error
-        if status in _CD_PROBLEMS:
-            raise ImageIoError(_CD_PROBLEMS[status], hint="insert a disc")
-
-
-class HostFloppyFormat(HostDeviceFormat):
-    name = "host_floppy"
-
-    def check(self, fd: int) -> None:
-        if os.major(os.fstat(fd).st_rdev) != _FLOPPY_MAJOR:
-            raise NotThisFormat("this is no floppy drive")
-
-
-HOST_DEVICE = HostDeviceFormat()
-HOST_CDROM = HostCdromFormat()
-HOST_FLOPPY = HostFloppyFormat()
+FORMAT = HostDeviceFormat()
