@@ -122,6 +122,8 @@ class Draft:
     wires: list[Wire] = field(default_factory=list)
     hub_ports: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Name of a port → its hub, and the backend that it joins to the hub."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name of a netdev in the line → what a card is joined to now."""
     hubs: set[int] = field(default_factory=set)
     """vlans that are hubs even with one card."""
     dumps: list[tuple[int, str, int]] = field(default_factory=list)
@@ -176,7 +178,7 @@ class Draft:
 
     def find_drive(self, name: str) -> Drive | None:
         """Return the drive of that id."""
-        return next((drive for drive in self.drives if drive.id == name), None)
+        return next((drive for drive in self.drives if name and drive.id == name), None)
 
     def need(self, path: str, what: str) -> None:
         """Refuse a path that is not on this host, if that matters."""
