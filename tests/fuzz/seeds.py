@@ -1,10 +1,12 @@
 """Images to begin with: of every format that can be made, and samples that others made."""
 
 import lzma
+import plistlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.image.formats import udif
 from wirt.errors import WirtError
 from wirt.image.base import (
     AllowLocalFiles,
@@ -57,7 +59,7 @@ def file_formats() -> list[Format]:
 
 def make_seeds(directory: Path) -> list[Seed]:
     """Make all seeds below ``directory``. Every format is tried on something."""
-    seeds = [*_created(directory), *_samples(directory)]
+    seeds = [*_created(directory), *_samples(directory), *_written_by_tests(directory)]
     known = {seed.format for seed in seeds}
     (directory / "strange").mkdir()
     strange = directory / "strange" / "disk"
@@ -98,6 +100,50 @@ def _fill(path: Path, name: str) -> None:
             image.snapshot_create("one")
         if isinstance(image, HasBitmaps) and image.can_have_bitmaps:
             image.bitmap_add("bitmap")
+
+
+def _written_by_tests(directory: Path):
+    """Formats that wirt does not make, and files that only mean something beside others."""
+    data = random.Random(2).randbytes(65536) + bytes(65536) + b"text" * 16384
+    chunks = [(kind, 24) for kind in ("zlib", "adc", "plain", "bzip2", "zero", "lzfse", "lzma")]
+    files = {
+        "dmg": udif.udif(data, chunks),
+        "dmg-resources": udif.udif(data, chunks, resources=True),
+        "dmg-locked": udif.encrypted_2(data, SECRET.encode()),
+        "dmg-locked-1": udif.encrypted_1(data, SECRET.encode()),
+        "sparseimage": udif.sparse_image(data, [3, 0, 2, 9, 8]),
+    }
+    for name, content in files.items():
+        yield Seed(_alone(directory, name, content), name.split("-")[0])
+    plist = {"band-size": 8192, "size": len(data), "bundle-backingstore-version": 1,
+             "diskimage-bundle-type": "com.apple.diskimage.sparsebundle"}  # fmt: skip
+    path = _alone(directory, "sparsebundle", plistlib.dumps(plist), "Info.plist")
+    for name in ("token", "bands/0", "bands/a"):
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        (path.parent / name).write_bytes(b"" if name == "token" else data[:8192])
+    yield Seed(path, "sparsebundle")
+    path = _alone(directory, "concat", data, "disk1")
+    (path.parent / "disk2").write_bytes(data[:512])
+    yield Seed(path, "bochs-concat")
+    path = _alone(directory, "cloop", b"")
+    create_image(str(path), "cloop", SIZE, options={"block_size": "16k"})
+    yield Seed(path, "cloop")
+    for kind in ("sparse", "growing"):
+        path = _alone(directory, f"bochs-{kind}", b"")
+        create_image(str(path), "bochs", SIZE, options={"subformat": kind})
+        yield Seed(path, "bochs")
+    path = _alone(directory, "overlay", b"")
+    (path.parent / "base").write_bytes(data)
+    create_image(str(path), "cow", 0, backing="base", backing_format="raw")
+    yield Seed(path, "cow")
+
+
+def _alone(directory: Path, folder: str, content: bytes, name: str = "disk") -> Path:
+    """Write a file into a directory of its own: it may open what lies beside it."""
+    place = directory / f"written-{folder}"
+    place.mkdir()
+    (place / name).write_bytes(content)
+    return place / name
 
 
 def _samples(directory: Path):
