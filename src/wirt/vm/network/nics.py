@@ -24,11 +24,12 @@ from wirt.qemu.runtime import Runtime
 from wirt.spec.nic import Backend, Network, Nic, Rate, Switch, Tap
 from wirt.store import wires as store
 from wirt.store.layout import VmPaths
-from wirt.store.machines import find, locked
+from wirt.store.machines import find, locked, read_spec
 from wirt.store.record import Record, Wire, read_record, write_record
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec
+from wirt.vm.edit import replace_locked
 from wirt.vm.monitor import connect
 from wirt.vm.network import bridges, switches
 from wirt.vm.network.cards import (
@@ -245,9 +246,14 @@ def plug(context: Context, name: str, card: str, backend: Backend) -> None:
     backend raises; the old one then stays.
     """
     with held_card(context, name, card) as held:
-        if held.wire is not None:
-            held.remember(_plug_live(context, held.paths, held.wire, backend))
+        before = read_spec(held.paths)
         change_card(held.paths, card, "backend", msgspec.to_builtins(backend))
+        try:
+            if held.wire is not None:
+                held.remember(_plug_live(context, held.paths, held.wire, backend))
+        except BaseException:
+            replace_locked(held.paths, before)
+            raise
 
 
 def replug(context: Context, name: str, card: str) -> None:
@@ -302,8 +308,8 @@ def _move_tap(context: Context, paths: VmPaths, wire: Wire, backend: Backend) ->
         place, target = bridges.place_of(after), after.interface
         if bridges.place_of(before) != place:
             raise _joined(paths.name, wire)
-        bridges.forget(context, old.name, paths.name)
-        bridges.introduce(context, backend.name, paths.name, (nic.mac,))
+        bridges.forget(context, old.name, nic.mac)
+        bridges.introduce(context, backend.name, paths.name, nic.mac)
     else:
         raise _joined(paths.name, wire)
     bridge.join(place, wire.interface, target)
