@@ -1,0 +1,129 @@
+"""Bringing up a lab: first its record with every name, then the parts, in that order.
+
+So whatever is killed, ``wirt lab down`` knows what may be there, and ``wirt lab up`` goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from wirt.errors import AlreadyExists, WirtError
+from wirt.net.switch import parse_vlans
+from wirt.spec import lab as spec
+from wirt.spec.lab import Lab, LabMachine
+from wirt.store import wires
+from wirt.store.layout import NetworkKind, NetworkPaths
+from wirt.store.machines import machine_names, prepare
+from wirt.store.wires import LabRecord, Shape
+from wirt.vm.context import Context
+from wirt.vm.create import Wish, create
+from wirt.vm.lab.down import take_down
+from wirt.vm.network.bridges import BridgeWish, create_bridge, ensure_bridge
+from wirt.vm.network.cables import CableWish, create_cable, ensure_cable, parse_shape
+from wirt.vm.network.switches import SwitchWish, create_switch, ensure_switch
+from wirt.vm.source import Source, resolve_or_build
+from wirt.vm.start import start
+from wirt.vm.wait import wait_for_guest
+
+
+def bring_up(context: Context, content: str, *, file: str, name: str = "", timeout: float) -> Lab:
+    """Make and start all that ``content`` describes; what is up already stays.
+
+    ``timeout`` seconds are left to each guest to answer; 0: nobody waits. A lab that was not
+    there before is removed again when something fails. Raises SpecError for the first problem
+    of the description, AlreadyExists if another lab has the name, and all that making a
+    machine, switch, network or cable raises.
+    """
+    lab = spec.load(content, file=file, name=name)
+    shapes = {part: parse_shape(cable) for part, cable in lab.cables.items()}
+    sources = {part: _source(context, one, file) for part, one in lab.machines.items()}
+    prepare(context.home)
+    fresh = _enter(context, lab, content)
+    with wires.locked(context.home, "lab", lab.name, waiting=context.say) as paths:
+        try:
+            _make_wires(context, lab, shapes)
+            _make_machines(context, lab, sources)
+            _start_machines(context, lab, timeout)
+        except BaseException:
+            if fresh:
+                context.say(f"{lab.name} is taken down again")
+                with contextlib.suppress(WirtError):
+                    take_down(context, paths)
+            raise
+    return lab
+
+
+def _source(context: Context, machine: LabMachine, file: str) -> Source | None:
+    if not machine.image:
+        return None
+    image = machine.image
+    if "/" in image:
+        image = os.path.join(os.path.dirname(file), image)
+    return resolve_or_build(context, image, image_format=machine.format)
+
+
+def _enter(context: Context, lab: Lab, content: str) -> bool:
+    """Write the record; False if this very lab is there already."""
+    if lab.name in wires.names(context.home, "lab"):
+        record = wires.read(context.home.network("lab", lab.name), LabRecord)
+        if record.content == content:
+            return False
+        raise AlreadyExists(
+            f"there is a lab {lab.name!r} with another description",
+            hint=f"wirt lab down {lab.name}, or give this one another name: --name",
+        )
+    _refuse_taken(lab.name, _full(lab, lab.machines), machine_names(context.home))
+    for kind, parts in _kinds(lab):
+        _refuse_taken(lab.name, _full(lab, parts), wires.names(context.home, kind))
+    with wires.new(context.home, "lab", lab.name) as paths:
+        wires.write(paths, _record(lab, content))
+    return True
+
+
+def _kinds(lab: Lab) -> Iterable[tuple[NetworkKind, Iterable[str]]]:
+    return ("switch", lab.switches), ("bridge", lab.networks), ("cable", lab.cables)
+
+
+def _full(lab: Lab, parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(lab.full(part) for part in parts)
+
+
+def _refuse_taken(lab: str, wanted: Iterable[str], there: Iterable[str]) -> None:
+    """A lab owns its names: it would remove what has one of them."""
+    for name in sorted(set(wanted) & set(there)):
+        raise AlreadyExists(f"{name} is there already and belongs to no lab", hint=f"not {lab}")
+
+
+def _record(lab: Lab, content: str) -> LabRecord:
+    return LabRecord(
+        created=time.time(),
+        content=content,
+        machines=_full(lab, lab.machines),
+        switches=_full(lab, lab.switches),
+        networks=_full(lab, lab.networks),
+        cables=_full(lab, lab.cables),
+    )
+
+
+def _make_wires(context: Context, lab: Lab, shapes: dict[str, Shape]) -> None:
+    home = context.home
+    for part, network in lab.networks.items():
+        wish = BridgeWish(
+            address=network.address, private=network.private, outside=network.outside
+        )
+        _ensure(home.network("bridge", lab.full(part)), context, wish, create_bridge, ensure_bridge)
+    for part, switch in lab.switches.items():
+        vlans = tuple(member for text in switch.vlans for member in parse_vlans(text))
+        plan = SwitchWish(vlans=vlans, uplink=switch.uplink)
+        _ensure(home.network("switch", lab.full(part)), context, plan, create_switch, ensure_switch)
+    for part, cable in lab.cables.items():
+        ends = tuple(lab.full(end) if end in lab.switches else end for end in (cable.a, cable.b))
+        wanted = CableWish(a=ends[0], b=ends[1], shape=shapes[part])
+        _ensure(home.network("cable", lab.full(part)), context, wanted, create_cable, ensure_cable)
+
+
+def _ensure[W](paths, context, wish, make, mend) -> None: ...
