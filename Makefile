@@ -15,11 +15,13 @@ RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyrin
 	uidmap openssh-client python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl
 TEST_PACKAGES += grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
-TEST_PACKAGES += bximage cloop-utils
-TEST_PACKAGES += user-mode-linux uml-utilities
+TEST_PACKAGES += bximage cloop-utils lzop lz4
+TEST_PACKAGES += user-mode-linux uml-utilities dmg2img cryptsetup-bin
+TEST_PACKAGES += xfsprogs
 TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
-BENCH_PACKAGES := xfsprogs
+TEST_PACKAGES += vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt
+TEST_PACKAGES += openssh-server iputils-ping tshark
 
 .PHONY: demo test check bench docs fmt fuzz clean
 
@@ -46,6 +48,7 @@ bench: .packages-bench $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.qcow2_mutations 100000
+	$(BIN)/python -m tests.fuzz.formats 100000
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -70,7 +73,7 @@ $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/bin/pip
 .packages-test:
 	@tools/need-packages $(TEST_PACKAGES)
 .packages-bench:
-	@tools/need-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
+	@tools/need-packages $(TEST_PACKAGES)
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache

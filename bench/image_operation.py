@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from typing import Any
@@ -22,8 +21,8 @@ from wirt.image.open import open_image
 from wirt.image.rebase import rebase
 
 
-def _convert(source: str, target: str, name: str, settings: str) -> None:
-    with open_image(source, gate=AllowLocalFiles()) as image:
+def _convert(source: str, target: str, name: str, settings: str, from_: str = "") -> None:
+    with open_image(source, format=from_ or None, gate=AllowLocalFiles()) as image:
         convert([image], target, name, ConvertSettings(**json.loads(settings)))
 
 
@@ -77,8 +76,14 @@ def main() -> None:
     OPERATIONS[name](*arguments)  # type: ignore[operator]  # each takes its own arguments
     wall, after = time.perf_counter() - started, os.times()
     cpu = after.user + after.system - before.user - before.system
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak}))
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak": _peak()}))
+
+
+def _peak() -> float:
+    """Return MiB. ``getrusage`` would count what the parent had before it started us."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        line = next(line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

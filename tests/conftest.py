@@ -72,14 +72,31 @@ def guest_image_13():
 
 @pytest.fixture(scope="session")
 def guests():
-    """Make the modules of tests/guests importable by name: ``diskimage``, ``emulator``."""
+    """Make the modules of tests/guests importable by name: ``diskimage`` and its like."""
     directory = Path(__file__).parent / "guests"
-    for name in ("diskimage", "emulator"):
+    for name in ("diskimage", "emulator", "tiny"):
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, directory / f"{name}.py")
             sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
     return sys.modules
+
+
+@pytest.fixture(scope="session")
+def tiny_initrd(guest_image, guests):
+    """An initrd for the guest image's kernel with which a guest is up in three seconds."""
+    module = guests["tiny"]
+    version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:12]
+    path = _cache() / f"tiny-{version}-{guest_image.record.id[:12]}.initrd"
+    with Catalog(_cache()).making("tiny", lambda: None):
+        if not path.exists():
+            for old in _cache().glob("tiny-*"):
+                old.unlink()
+            draft = path.with_suffix(".new")
+            module.build_initrd(guest_image, draft)
+            draft.chmod(0o444)
+            draft.rename(path)
+    return path
 
 
 def _disk(guests, firmware, **options):

@@ -23,6 +23,7 @@ from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
 
 NOT_HERE = {
+    "given-sockets": "needs sockets that listen",
     "host-devices": "needs block devices of the host",
     "networks-of-the-host": "needs descriptors of the host",
     "samba": "needs samba",

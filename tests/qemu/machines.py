@@ -19,7 +19,7 @@ from wirt.spec.machine import Machine
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
 DEFAULT_VERSION = "7.2"
-VERSIONS = {"sound-virtio": "10.0"}
+VERSIONS = {"sound-virtio": "10.0", "fork-child-10": "10.0"}
 """Machines that need a newer QEMU than the oldest one."""
 
 FACTS: dict[str, dict[str, Any]] = {
@@ -32,6 +32,7 @@ FACTS: dict[str, dict[str, Any]] = {
         "fd_paths": {"/root/b.qcow2": 20},
         "overlays": {0: "/vm/disks/discarded0.qcow2", 1: "/vm/disks/discarded1.qcow2"},
     },
+    "given-sockets": {"socket_fds": {"qmp": 10, "serial0": 11, "org.wirt.guest.0": 12}},
     "host-devices": {"host_devices": {"link-to-device"}},
     "kvm": {"accelerator": "kvm"},
     "fork-child": {
@@ -51,6 +52,7 @@ FACTS: dict[str, dict[str, Any]] = {
             },
         }
     },
+    "fork-child-10": {"memory_file": "/vm/template/mem", "incoming": True},
     "fork-parent": {"memory_file": "/vm/mem", "memory_shared": True, "sandbox": False},
 }
 

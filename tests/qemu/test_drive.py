@@ -1,12 +1,16 @@
 """Disks: what is refused, and the same values for start and hot-plug."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.qemu import machines
+from tests.qemu.validate import Schema
 from wirt.errors import SpecError
 from wirt.qemu.block import disk_nodes, node_name, throttle_limits
 from wirt.qemu.board import Board, port_place
 from wirt.qemu.drive import Buses, disk_values, drive_place
+from wirt.qemu.runtime import Served
 from wirt.spec.disk import Disk, Geometry, Throttle
 
 RUNTIME = machines.runtime("x")
@@ -123,3 +127,23 @@ def test_limits_are_complete_so_that_setting_them_anew_clears_the_old_ones():
 )
 def test_devices_are_known_by_their_path(path, driver):
     assert disk_nodes(Disk(image=path, format="raw"), 0, RUNTIME)[0]["driver"] == driver
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+@pytest.mark.parametrize("below", [False, True])
+def test_a_served_image_is_a_plain_disk_on_a_socket(version, below):
+    served = {0: Served("/run/disks.sock", "disk0", below=below)}
+    disk = Disk(image="a", format="qcow2" if below else "cow", throttle=Throttle(iops_total=5))
+    nodes = disk_nodes(disk, 0, replace(RUNTIME, served=served))
+    schema = Schema(version)
+    assert [schema.problems("blockdev-add", node) for node in nodes] == [[]] * len(nodes)
+    found = {node["node-name"]: node for node in nodes}
+    if below:
+        assert found["disk0-format"]["backing"] == "disk0-below-format"
+        assert found["disk0-below-file"]["read-only"] is True
+        assert found["disk0-file"]["driver"] == "file"
+    stem = "disk0-below" if below else "disk0"
+    assert found[f"{stem}-format"]["driver"] == "raw"
+    assert found[f"{stem}-file"]["server"] == {"type": "unix", "path": "/run/disks.sock"}
+    assert found[f"{stem}-file"]["export"] == "disk0"
+    assert nodes[-1]["driver"] == "throttle"

@@ -76,7 +76,9 @@ def test_every_pci_device_has_its_own_address():
         assert len(places) == len(set(places)), name
 
 
-NOT_FOR_QEMU = {"description", "autostart", "accelerator", "qemu.binary", "firmware.variables"}
+NOT_FOR_QEMU = {
+    "description", "autostart", "accelerator", "forkable", "qemu.binary", "firmware.variables",
+}  # fmt: skip
 """Settings that the host side of wirt acts on."""
 
 

@@ -79,10 +79,10 @@ def test_another_cable_is_plugged_into_a_card(guest, runtime):
     for value in values.netdevs:
         guest.qmp.execute("netdev_add", value)
     guest.qmp.execute("device_add", values.device)
-    for value in reversed(cable_values(nic, 3, runtime)):
+    for value in reversed(cable_values(nic, 3, runtime, 259)):
         guest.qmp.execute("netdev_del", {"id": value["id"]})
     other = Nic(mac=nic.mac, backend=Socket(udp="127.0.0.1:9", local_address="127.0.0.1:0"))
-    for value in cable_values(other, 3, runtime):
+    for value in cable_values(other, 3, runtime, 259):
         guest.qmp.execute("netdev_add", value)
     hub = {"command-line": "info network"}
     seen = guest.qmp.execute("human-monitor-command", hub, reply=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from wirt.errors import SpecError, UsageError, WirtError
@@ -134,6 +135,7 @@ def test_what_is_written_is_read_back_equal():
     assert toml.load(toml.dump(machine)) == machine
 
 
+@trials(deadline=None)  # a busy host is no failure
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_text_survives_writing_and_reading(description, argument):
     try:
@@ -145,6 +147,7 @@ def test_any_text_survives_writing_and_reading(description, argument):
     assert toml.load(toml.dump(machine)) == machine
 
 
+@trials(deadline=None)  # a busy host is no failure
 @given(st.text(max_size=200))
 def test_any_text_is_a_machine_or_a_spec_error(text):
     machine, problems = toml.check(text)
@@ -159,12 +162,14 @@ values = st.recursive(
 keys = st.sampled_from(["name", "memory", "cpu", "disks", "nics", "boot", "usb", "qemu", "x"])
 
 
+@trials(deadline=None)  # a busy host is no failure
 @given(st.dictionaries(keys, values, max_size=5))
 def test_any_tree_is_a_machine_or_problems(tree):
     machine, problems = toml.from_tree(tree)
     assert (machine is None) == bool(problems)
 
 
+@trials(deadline=None)  # a busy host is no failure
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_assignment_is_taken_or_refused_in_words(key, value):
     try:

@@ -115,6 +115,24 @@ def test_a_hold_keeps_a_state_and_a_user_in_the_making_does_too(home):
         pass
 
 
+def test_the_memory_goes_when_nothing_holds_the_state(home):
+    state = make(home)
+    machine_on(home, "one", state.id)
+    states.hold(state, states.process_label())
+    states.hold(state, "process.4194303.1")
+    states.drop_memory(home, state.id)
+    assert state.memory
+    assert states.holds(state.paths) == [states.process_label()]
+    states.release(state, states.process_label())
+    with states.using(home, state.id):
+        states.drop_memory(home, state.id)
+    assert state.memory
+    states.sweep_states(home)
+    with pytest.raises(WrongState, match="nothing held it"):
+        _ = state.memory
+    assert find_state(home, state.id) == state
+
+
 def test_a_damaged_record_or_manifest_counts_as_a_user(home):
     state = make(home)
     paths = machine_on(home, "odd", "")
@@ -143,6 +161,7 @@ def test_memory_of_nobody_is_swept_also_of_homes_that_are_gone(home, tmp_path):
     write_file(machine.memory, b"")
     stray = os.path.join(home.memory, "vm-abc.mem")
     write_file(stray, b"")
+    states.hold(state, "snapshot-one")
     states.sweep_states(home)
     assert sorted(os.listdir(home.memory)) == sorted(
         ["home", os.path.basename(machine.memory), os.path.basename(state.memory)]

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from wirt.errors import AlreadyExists, Busy, HostError, NotFound, QemuError, SpecError, UsageError
+from wirt.host.holders import processes_with
 from wirt.host.process_id import ProcessId
 from wirt.image.create import create_image
 from wirt.store.locks import run_lock_is_held
@@ -28,7 +29,7 @@ from wirt.vm.edit import set_values
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
 from wirt.vm.source import DiskFile
-from wirt.vm.start import processes_with, start
+from wirt.vm.start import start
 from wirt.vm.stop import pause, resume, stop
 
 pytestmark = pytest.mark.needs_qemu

@@ -16,6 +16,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("restart", "stop and start machines"),
             ("pause", "stop the vCPUs; nothing is lost"),
             ("resume", "let the vCPUs run again"),
+            ("fork", "make running copies of a running machine, copy-on-write"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),
@@ -24,6 +25,9 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("rename", "give a machine another name"),
             ("wait", "wait until a guest answers, or a machine has stopped"),
             ("autostart", "start every machine that is marked for it"),
+            ("explain", "what an old line of kvm or qemu means today"),
+            ("adopt", "make a machine of an old line, or of a QEMU that runs"),
+            ("export", "print a machine as a line that needs no wirt"),
         ),
     ),
     (
@@ -47,6 +51,16 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "Networks",
+        (
+            ("net", "bridge networks with DHCP and names; forwards; the map of all networks"),
+            ("switch", "virtual switches (VDE)"),
+            ("cable", "cables between switches, here or over ssh"),
+            ("nic", "network cards of a machine, also while it runs"),
+            ("capture", "record or watch what passes a card or a switch"),
+        ),
+    ),
+    (
         "Host",
         (
             ("doctor", "what this host can do, and the cure for what it cannot"),
@@ -58,6 +72,41 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "net": (
+        ("create", "make a bridge network: address, DHCP, names, a way out"),
+        ("ls", "list networks; with --json also switches, cables and cards"),
+        ("show", "show one network and the addresses it gave"),
+        ("start", "start what of a network does not live"),
+        ("rm", "remove networks"),
+        ("exec", "run a command on the host's side of a network"),
+        ("forward", "make ports of a guest reachable on the host, while it runs"),
+        ("map", "draw machines, cards, switches, cables and networks"),
+    ),
+    "switch": (
+        ("create", "make a switch and start it"),
+        ("ls", "list switches"),
+        ("show", "show ports, counters and the MAC table of a switch"),
+        ("vlan", "put ports of a switch into VLANs"),
+        ("mend", "start what was killed, and plug cards in again"),
+        ("plug", "join standard input and output to a switch"),
+        ("rm", "remove switches"),
+    ),
+    "cable": (
+        ("create", "lay a cable between two switches, here or over ssh"),
+        ("ls", "list cables"),
+        ("set", "change delay, jitter, loss and bandwidth of a cable"),
+        ("cut", "cut cables"),
+        ("mend", "put cables that were cut together again"),
+        ("rm", "remove cables"),
+    ),
+    "nic": (
+        ("add", "give a machine another network card"),
+        ("ls", "list the network cards of a machine"),
+        ("rm", "take a network card out"),
+        ("plug", "plug a card into another network"),
+        ("link", "pull the cable out of a card or put it in"),
+        ("limit", "limit what a card moves"),
+    ),
     "img": (
         ("info", "tell what images are, with the chains behind them"),
         ("create", "make an empty image, or an overlay of another one"),
@@ -75,6 +124,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),
+        ("serve", "serve images of any format as live disks, over NBD"),
     ),
 }
 """Verbs of two words, by their first; the family itself stands in ``GROUPS``."""

@@ -28,6 +28,11 @@ def vm_uid(index: int) -> int:
     return _choose(index, _common(_blocks("uid_map"), _blocks("gid_map")))
 
 
+def switch_uid() -> int:
+    """Return the uid of switches and cables that root starts: no machine has it."""
+    return vm_uid(0)
+
+
 def _choose(index: int, blocks: list[range]) -> int:
     index %= UID_COUNT
     if any(UID_BASE in block and UID_BASE + UID_COUNT - 1 in block for block in blocks):
@@ -56,17 +61,19 @@ def _common(uids: list[range], gids: list[range]) -> list[range]:
     return [pair for pair in pairs if pair]
 
 
-def confinement(uid: int, *, kvm: bool) -> list[str]:
+def confinement(uid: int, *, kvm: bool, group: int = 0) -> list[str]:
     """Return the words to put before QEMU's command line.
 
     With ``uid`` (when root), QEMU becomes that user with no capability and no group but
-    the one of /dev/kvm; it can never gain privileges either way.
+    the one of /dev/kvm and, for a fork, that of its family (``group``); it can never gain
+    privileges either way.
     """
     words = [find_program("setpriv"), "--no-new-privs"]
     if not uid:
         return words
-    group = device_group("/dev/kvm") if kvm else 0
-    groups = f"--groups={group}" if group else "--clear-groups"
+    wanted = [device_group("/dev/kvm") if kvm else 0, group if group != uid else 0]
+    listed = ",".join(str(one) for one in wanted if one)
+    groups = f"--groups={listed}" if listed else "--clear-groups"
     return [
         *words, f"--reuid={uid}", f"--regid={uid}", groups, "--bounding-set=-all", "--inh-caps=-all"
     ]  # fmt: skip

@@ -34,6 +34,11 @@ _PACKAGES = {
     "swtpm": "swtpm",
     "vde_switch": "vde2",
     "vde_plug": "vdeplug",
+    "wirefilter": "vde2",
+    "dnsmasq": "dnsmasq-base",
+    "nft": "nftables",
+    "tc": "iproute2",
+    "nsenter": "util-linux",
     "ip": "iproute2",
     "sysctl": "procps",
 }
@@ -56,12 +61,28 @@ def find_program(name: str) -> str:
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_MORE_PATH])
     found = shutil.which(name, path=path)
+    if found is not None and is_front_end(found):
+        places = path.split(os.pathsep)
+        others = (shutil.which(name, path=place) for place in places)
+        found = next((other for other in others if other and not is_front_end(other)), None)
     if found is None and os.sep in name:
         raise MissingDependency(f"{name} is not a program", hint="check the path and its mode")
     if found is None:
         package = _PACKAGES.get(os.path.basename(name), os.path.basename(name))
         raise MissingDependency(f"the program {name} is missing", hint=f"apt install {package}")
     return found
+
+
+def is_front_end(path: str) -> bool:
+    """True for wirt's own ``kvm``, which may go by QEMU's names: a script that imports it."""
+    if not os.path.basename(path).startswith(("qemu", "kvm")):
+        return False
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return False
+    return start.startswith(b"#!") and b"wirt.cli.kvm.main" in start
 
 
 def spawn(

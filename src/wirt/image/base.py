@@ -58,6 +58,8 @@ class Extent:
     storage: Storage | None = None
     storage_offset: int | None = None
     compressed: bool = False
+    reserved_offset: int | None = None
+    """Where the file has room for a run that does not show what lies there."""
 
     @property
     def end(self) -> int:
@@ -78,6 +80,8 @@ class Budget:
     expansion: int = 1024
     expansion_floor: int = 1 << 30
     seconds: float = float("inf")
+    key_memory: int = 1 << 30
+    """What deriving a key from a passphrase may take; cryptsetup makes images that take this."""
 
 
 class OpenGate(ABC):
@@ -218,6 +222,9 @@ class Image(ABC):
 class WritableImage(Image):
     """An image that can be written in place."""
 
+    new_is_zero: ClassVar[bool] = True
+    """A new one reads as zeros."""
+
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
 
@@ -237,6 +244,8 @@ class CompressedWriter(Image):
     """A format whose clusters can be stored compressed; each cluster is written once."""
 
     compression_unit: int
+    only_compressed: ClassVar[bool] = False
+    """Every cluster is compressed, whether asked for or not."""
     compression: str
     """The codec, as ``wirt.image.compressors`` calls it: ``deflate``, ``zlib`` or ``zstd``."""
 
@@ -245,6 +254,11 @@ class CompressedWriter(Image):
         self, offset: int, packed: bytes | None, plain: bytes | memoryview
     ) -> None:
         """Store one unit at ``offset``: ``packed`` if given and smaller, else ``plain``."""
+
+    def write_units(self, units: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        """Store many units (offset, packed, plain), in order."""
+        for offset, packed, plain in units:
+            self.write_compressed(offset, packed, plain)
 
 
 class DirectAllocator(WritableImage):
@@ -291,6 +305,12 @@ class Overlay(WritableImage):
     @abstractmethod
     def make_empty(self) -> None:
         """Drop all clusters, so that the backing image shows everywhere."""
+
+    def accept_backing(self) -> None:
+        """Store that the backing image, as it is now, is the one that this image is made from.
+
+        Only some formats keep an identity that a write to the backing image changes.
+        """
 
 
 class Amendable(Image):
@@ -403,6 +423,10 @@ class Related(ABC):
         """Open an ``extent`` with the image's own mode. Raises ImageError."""
 
     @abstractmethod
+    def folder(self, name: str, *, role: str, most: int) -> Mapping[str, int]:
+        """Return the sizes of the files in a folder. Raises OutOfBounds beyond ``most`` files."""
+
+    @abstractmethod
     def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see find_format
         """Open the first of ``names`` that exists, read-only, as the parent.
 
@@ -434,6 +458,8 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[tuple[type[Image], ...]] = ()
     """What ``open`` may return: the interfaces of these classes are what the format can do."""
+    bundle_file: ClassVar[str] = ""
+    """A directory with this file in it is an image: opening it opens this file."""
     has_backing: ClassVar[bool] = False
     """An image may show another one through (a backing file, a parent)."""
     has_compression: ClassVar[bool] = False

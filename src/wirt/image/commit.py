@@ -57,6 +57,8 @@ def commit(
         if not keep and image.backing is target:
             image.make_empty()
             image.flush()
+        if image.backing is target:
+            image.accept_backing()
         return target_path
 
 

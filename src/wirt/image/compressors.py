@@ -19,7 +19,7 @@ Compress = Callable[[bytes | memoryview], bytes]
 LEVELS = ("fast", "normal", "best")
 _LIBDEFLATE = {"normal": 1, "best": 6}
 _ZLIB = {"fast": 1, "normal": 6, "best": 9}
-_ZSTD = {"fast": 1, "normal": 3, "best": 12}
+_ZSTD = {"fast": 1, "normal": 2, "best": 12}
 _WBITS = {"deflate": -15, "zlib": 15}
 
 

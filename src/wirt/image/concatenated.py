@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from wirt.errors import OutOfBounds
 from wirt.image.base import Extent, Image, ImageInfo
+from wirt.image.extents import chain_extents
 
 
 class Concatenated(Image):
@@ -44,8 +45,8 @@ class Concatenated(Image):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         for part, start, inside, step in self._pieces(offset, length):
-            for extent in part.extents(inside, step):
-                yield replace(extent, offset=extent.offset + start)
+            for extent in chain_extents(part, inside, step):
+                yield replace(extent, offset=extent.offset + start, depth=0)
 
     def info(self) -> ImageInfo:
         infos = [part.info() for part in self.parts]

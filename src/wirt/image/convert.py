@@ -177,7 +177,7 @@ def _resumable(
 def _choices(settings: ConvertSettings) -> dict[str, str]:
     """Return all that decides about the bytes of the target."""
     chosen = (settings.backing, settings.compressed, settings.level, settings.zero_unit)
-    told = {key: text for key, text in settings.options.items() if key != "encrypt.secret"}
+    told = {key: text for key, text in settings.options.items() if not key.endswith("secret")}
     return {**told, "": repr(chosen)}
 
 
@@ -256,16 +256,16 @@ def _transfer(
     source: Image, image: WritableImage, settings: ConvertSettings, progress: Progress
 ) -> Transfer:
     compress = None
-    if settings.compressed:
+    if settings.compressed or (isinstance(image, CompressedWriter) and image.only_compressed):
         if not isinstance(image, CompressedWriter):
             raise UnsupportedImage("this image cannot be written compressed")
         compress = compressor(image.compression, level=settings.level, window_4k=settings.window_4k)
-    shows = bool(settings.backing) or (settings.into_existing and not settings.target_is_zero)
+    zero = settings.target_is_zero if settings.into_existing else image.new_is_zero
     return Transfer(
         source,
         image,
         zero_unit=settings.zero_unit,
-        writes_zeros=shows,
+        writes_zeros=bool(settings.backing) or not zero,
         top_only=bool(settings.backing),
         compress=compress,
         workers=settings.workers or len(os.sched_getaffinity(0)),

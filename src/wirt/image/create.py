@@ -79,8 +79,8 @@ def _make_data_file(storage: FileStorage, size: int, options: Mapping[str, str])
             raise
         image.attach_data_file(data)
         data.truncate(0)
+        data.truncate(image.virtual_size)
         if image.header.raw_data_file:
-            data.truncate(size)
             mode = "metadata" if mode == "off" else mode
         if mode != "off":
             image.preallocate(mode)

@@ -54,11 +54,17 @@ def joined(extents: Iterable[Extent]) -> Iterator[Extent]:
 def _continues(last: Extent, extent: Extent) -> bool:
     if (last.kind, last.depth, last.compressed) != (extent.kind, extent.depth, extent.compressed):
         return False
-    if last.storage is not extent.storage:
+    if last.storage is not extent.storage or not _reserved_continues(last, extent):
         return False
     if last.storage_offset is None or extent.storage_offset is None:
         return last.storage_offset == extent.storage_offset
     return last.storage_offset + last.length == extent.storage_offset
+
+
+def _reserved_continues(last: Extent, extent: Extent) -> bool:
+    if last.reserved_offset is None or extent.reserved_offset is None:
+        return last.reserved_offset is extent.reserved_offset
+    return last.reserved_offset + last.length == extent.reserved_offset
 
 
 def part_of(extent: Extent, start: int, end: int) -> Extent:
@@ -66,4 +72,9 @@ def part_of(extent: Extent, start: int, end: int) -> Extent:
     place = extent.storage_offset
     if place is not None:
         place += start - extent.offset
-    return replace(extent, offset=start, length=end - start, storage_offset=place)
+    room = extent.reserved_offset
+    if room is not None:
+        room += start - extent.offset
+    return replace(
+        extent, offset=start, length=end - start, storage_offset=place, reserved_offset=room
+    )

@@ -45,9 +45,9 @@ _STRIPES = 4000
 _DIGEST = 20
 _ALIGN = 8  # sectors, for key material
 _MOST_ITERATIONS = 50_000_000
-_MOST_KEY_BYTES = 64
-_MOST_STRIPES = 8192
-_HASHES = frozenset(("sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"))
+MOST_KEY_BYTES = 64
+MOST_STRIPES = 8192
+HASHES = frozenset(("sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"))
 
 
 @dataclass(slots=True)
@@ -102,12 +102,12 @@ class LuksHeader:
         return header
 
     def check(self) -> None:
-        if not 0 < self.key_bytes <= _MOST_KEY_BYTES:
+        if not 0 < self.key_bytes <= MOST_KEY_BYTES:
             raise CorruptImage("impossible key size in a LUKS header")
-        if self.hash not in _HASHES:
+        if self.hash not in HASHES:
             raise UnsupportedImage(f"the hash {self.hash!r} is not supported")
         for slot in self.slots:
-            if slot.active and not 0 < slot.stripes <= _MOST_STRIPES:
+            if slot.active and not 0 < slot.stripes <= MOST_STRIPES:
                 raise CorruptImage("impossible number of stripes in a LUKS key slot")
 
     def pack(self) -> bytes:
@@ -136,6 +136,30 @@ class LuksHeader:
         ]
         return b"".join([fixed, *slots])
 
+    def describe(self) -> dict[str, object]:
+        """What ``info`` tells of it, with QEMU's keys."""
+        mode, _, generator = self.mode.partition("-")
+        generator, _, generator_hash = generator.partition(":")
+        bits = self.key_bytes * 8 // (2 if mode == "xts" else 1)
+        members: dict[str, object] = {
+            "cipher-alg": f"{self.cipher}-{bits}",
+            "cipher-mode": mode,
+            "ivgen-alg": generator,
+            "hash-alg": self.hash,
+            "payload-offset": self.payload_offset * SECTOR,
+            "master-key-iters": self.digest_iterations,
+            "uuid": self.uuid,
+            "slots": [_describe_slot(slot) for slot in self.slots],
+        }
+        return members | ({"ivgen-hash-alg": generator_hash} if generator_hash else {})
+
+
+def _describe_slot(slot: KeySlot) -> dict[str, object]:
+    members: dict[str, object] = {"active": slot.active, "key-offset": slot.offset * SECTOR}
+    if slot.active:
+        members |= {"iters": slot.iterations, "stripes": slot.stripes}
+    return members
+
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0")[0].decode("ascii", "replace")
@@ -153,7 +177,7 @@ def unlock(read: Callable[[int, int], bytes], secret: bytes) -> tuple[LuksHeader
             key = _open_slot(header, slot, read, secret)
             if _digest_of(header, key) == header.digest:
                 return header, make_cipher(header.cipher, header.mode, key)
-    raise ImageAccessDenied("the passphrase does not open the image")
+    raise ImageAccessDenied("Invalid password, cannot unlock any keyslot")
 
 
 def _open_slot(
@@ -165,15 +189,16 @@ def _open_slot(
     if len(material) < padded:
         raise CorruptImage("a LUKS key slot lies beyond the end of the file")
     cipher = _slot_cipher(header, slot, secret)
-    return _merge(cipher.decrypt(0, material)[:length], slot.stripes, header.hash)
+    return merge_stripes(cipher.decrypt(0, material)[:length], slot.stripes, header.hash)
 
 
 def _slot_cipher(header: LuksHeader, slot: KeySlot, secret: bytes) -> SectorCipher:
-    key = _derive(header.hash, secret, slot.salt, slot.iterations, header.key_bytes)
+    key = derive(header.hash, secret, slot.salt, slot.iterations, header.key_bytes)
     return make_cipher(header.cipher, header.mode, key)
 
 
-def _derive(digest: str, secret: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+def derive(digest: str, secret: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+    """Return PBKDF2's key, within bounds. Raises OutOfBounds, UnsupportedImage."""
     if not 0 < iterations <= _MOST_ITERATIONS:
         raise OutOfBounds(f"a LUKS header asks for {iterations} iterations of its key derivation")
     try:
@@ -183,7 +208,7 @@ def _derive(digest: str, secret: bytes, salt: bytes, iterations: int, length: in
 
 
 def _digest_of(header: LuksHeader, key: bytes) -> bytes:
-    return _derive(header.hash, key, header.digest_salt, header.digest_iterations, _DIGEST)
+    return derive(header.hash, key, header.digest_salt, header.digest_iterations, _DIGEST)
 
 
 # The anti-forensic splitter
@@ -203,7 +228,8 @@ def _diffuse(block: bytes, digest: str) -> bytes:
     return b"".join(pieces)
 
 
-def _merge(material: bytes, stripes: int, digest: str) -> bytes:
+def merge_stripes(material: bytes, stripes: int, digest: str) -> bytes:
+    """Return the key that was spread over ``stripes`` pieces."""
     size = len(material) // stripes
     block = bytes(size)
     for index in range(stripes - 1):
@@ -303,6 +329,6 @@ def _fill_slot(
 def _iterations_per_second(digest: str) -> int:
     count = 20_000
     start = time.thread_time_ns()
-    _derive(digest, b"secret", bytes(32), count, 32)
+    derive(digest, b"secret", bytes(32), count, 32)
     spent = max(1, time.thread_time_ns() - start)
     return min(_MOST_ITERATIONS // 100, count * 10**9 // spent)

@@ -32,23 +32,37 @@ def measure(
     *,
     size: int = 0,
     source: Image | None = None,
+    bitmaps_of: Image | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Measure:
     """Return what an image of ``size`` guest bytes, or with the data of ``source``, needs.
 
-    Raises UnsupportedImage for formats other than raw and qcow2, UsageError for options.
+    ``bitmaps_of`` is the image whose bitmaps are to be copied, where that is not ``source``.
+    Raises UnsupportedImage for formats other than raw, qcow2 and luks, UsageError for options.
     """
     if source is not None:
         size = source.virtual_size
     if format == "raw":
         size = -(-size // _SECTOR) * _SECTOR
         return Measure(size, size)
+    if format == "luks":
+        return _luks(size, options or {})
     if format != "qcow2":
         raise UnsupportedImage(f"the size of {format} images cannot be told in advance")
-    return _qcow2(size, source, options or {})
+    return _qcow2(size, source, bitmaps_of or source, options or {})
 
 
-def _qcow2(size: int, source: Image | None, given: Mapping[str, str]) -> Measure:
+def _luks(size: int, given: Mapping[str, str]) -> Measure:
+    from wirt.image.luks import LuksOptions, payload_sector
+
+    start = payload_sector(LuksOptions.parse(given, prefix="").key_bytes) * _SECTOR
+    whole = start + -(-size // _SECTOR) * _SECTOR
+    return Measure(whole, whole)
+
+
+def _qcow2(
+    size: int, source: Image | None, marked: Image | None, given: Mapping[str, str]
+) -> Measure:
     options = CreateOptions.parse(given)
     new_header(size, options)  # refuses what is too large
     cluster = 1 << options.cluster_bits
@@ -65,8 +79,8 @@ def _qcow2(size: int, source: Image | None, given: Mapping[str, str]) -> Measure
         region = payload_sector(LuksOptions.parse(given).key_bytes) * _SECTOR
         whole += -(-region // cluster) * cluster
     bitmaps = None
-    if isinstance(source, HasBitmaps) and source.can_have_bitmaps and options.version >= 3:
-        bitmaps = _bitmaps(source, cluster)
+    if isinstance(marked, HasBitmaps) and marked.can_have_bitmaps and options.version >= 3:
+        bitmaps = _bitmaps(marked, cluster)
     return Measure(whole - size + data, whole, bitmaps)
 
 

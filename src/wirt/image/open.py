@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from wirt.errors import CorruptImage, ImageAccessDenied, ImageError, OutOfBounds
+from wirt.errors import (
+    CorruptImage,
+    ImageAccessDenied,
+    ImageError,
+    OutOfBounds,
+    UnsupportedImage,
+)
 from wirt.image.base import Budget, Deny, Image, OpenGate, OpenOptions, Related, Storage
 from wirt.image.formats.qcow2.image import Qcow2Image
 from wirt.image.locks import FORCED_READER, READER, WRITER, lock
-from wirt.image.probe import probe_storage
+from wirt.image.probe import image_file, probe_storage
 from wirt.image.registry import find_format, named_format
-from wirt.image.storage.file import FileStorage
+from wirt.image.storage.file import FileStorage, image_error
 from wirt.image.storage.schemes import find_scheme
 
 
@@ -62,12 +68,14 @@ def open_image(
         return named.open_name(path, options)
     chain = _Chain(options, force_share, with_data_file)
     if storage is None:
+        path = image_file(path)
         storage = open_storage(path, writable=writable, force_share=force_share)
     return _open_in(storage, path, format, chain, depth=0)
 
 
 def _open(path: str, format_name: str | None, chain: _Chain, *, depth: int) -> Image:
     writable = chain.options.writable and depth == 0
+    path = image_file(path)
     storage = open_storage(path, writable=writable, force_share=chain.force_share)
     return _open_in(storage, path, format_name, chain, depth=depth)
 
@@ -108,6 +116,24 @@ class _Beside(Related):
         path = _allowed(name, role, self._referrer, self._chain)
         writable = self._chain.options.writable and self._depth == 0
         return open_storage(path, writable=writable, force_share=self._chain.force_share)
+
+    def folder(self, name: str, *, role: str, most: int) -> Mapping[str, int]:
+        if find_scheme(self._referrer) is not None:
+            raise UnsupportedImage("a directory on a server cannot be listed", path=self._referrer)
+        path = os.path.join(os.path.dirname(self._referrer), name)
+        sizes: dict[str, int] = {}
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if len(sizes) >= most:
+                        raise OutOfBounds(f"there are more than {most} files", path=path)
+                    sizes[entry.name] = entry.stat().st_size
+        except OSError as error:
+            raise image_error(error, path) from error
+        # Each file is asked for when it is opened; without the first one, none would be.
+        for first in list(sizes)[:1]:
+            _allowed(os.path.join(name, first), role, self._referrer, self._chain)
+        return sizes
 
     def image(self, names: Sequence[str], *, format: str = "") -> Image:  # noqa: A002 - see open_image
         if not names:

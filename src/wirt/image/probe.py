@@ -7,6 +7,8 @@ into its raw disk, so the format of a disk that was in a guest's hands is never 
 
 from __future__ import annotations
 
+import os
+
 from wirt.errors import AmbiguousFormat
 from wirt.image.base import Storage
 from wirt.image.registry import FORMATS
@@ -30,7 +32,16 @@ def probe_storage(storage: Storage) -> str:
     return names[0] if names else "raw"
 
 
+def image_file(path: str) -> str:
+    """Return the file that stands for an image that is a directory, else ``path`` itself."""
+    if os.path.isdir(path):
+        for name in (known.bundle_file for known in FORMATS if known.bundle_file):
+            if os.path.isfile(os.path.join(path, name)):
+                return os.path.join(path, name)
+    return path
+
+
 def probe_file(path: str) -> str:
-    """Return the format of the file at ``path``. Raises ImageError."""
-    with FileStorage(path) as storage:
+    """Return the format of the image at ``path``. Raises ImageError."""
+    with FileStorage(image_file(path)) as storage:
         return probe_storage(storage)

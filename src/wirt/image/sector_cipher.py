@@ -1,4 +1,6 @@
-"""Ciphers for disks: every 512-byte sector by itself, its number as initial vector.
+"""Ciphers for disks: every sector by itself, its number as initial vector.
+
+A sector has 512 bytes, or in LUKS 2 up to 4096; its number counts 512 bytes all the same.
 
 The names are dm-crypt's: ``xts-plain64``, ``cbc-plain64``, ``cbc-essiv:sha256``, ``cbc-plain``.
 AES comes from the optional module ``cryptography``.
@@ -22,6 +24,9 @@ _IVS = {"plain": 4, "plain64": 8}
 class SectorCipher(ABC):
     """Enciphers and deciphers whole sectors."""
 
+    unit: int
+    """The bytes of one."""
+
     @abstractmethod
     def encrypt(self, sector: int, data: bytes) -> bytes:
         """Return ``data`` (whole sectors, the first being number ``sector``) enciphered."""
@@ -30,7 +35,7 @@ class SectorCipher(ABC):
     def decrypt(self, sector: int, data: bytes) -> bytes: ...
 
 
-def make_cipher(name: str, mode: str, key: bytes) -> SectorCipher:
+def make_cipher(name: str, mode: str, key: bytes, *, unit: int = SECTOR) -> SectorCipher:
     """Return the cipher that a LUKS header names. Raises UnsupportedImage."""
     chain, _, iv = mode.partition("-")
     if name != "aes":
@@ -38,11 +43,11 @@ def make_cipher(name: str, mode: str, key: bytes) -> SectorCipher:
     if len(key) not in ({32, 64} if chain == "xts" else {16, 24, 32}):
         raise UnsupportedImage(f"a key of {len(key)} bytes does not fit {name}-{mode}")
     if chain == "xts" and iv in _IVS:
-        return AesXts(key, _IVS[iv])
+        return AesXts(key, _IVS[iv], unit)
     if chain == "cbc" and iv in _IVS:
-        return AesCbc(key, lambda sector: _plain_iv(sector, _IVS[iv]))
+        return AesCbc(key, lambda sector: _plain_iv(sector, _IVS[iv]), unit)
     if chain == "cbc" and iv.startswith("essiv:"):
-        return AesCbc(key, _essiv(key, iv.removeprefix("essiv:")))
+        return AesCbc(key, _essiv(key, iv.removeprefix("essiv:")), unit)
     raise UnsupportedImage(f"the cipher mode {mode} is not supported")
 
 
@@ -83,9 +88,10 @@ def _ecb(key: bytes, data: bytes, *, encrypt: bool) -> bytes:
 
 
 class AesCbc(SectorCipher):
-    def __init__(self, key: bytes, iv: Callable[[int], bytes]) -> None:
+    def __init__(self, key: bytes, iv: Callable[[int], bytes], unit: int = SECTOR) -> None:
         self._key = key
         self._iv = iv
+        self.unit = unit
         _primitives()
 
     def encrypt(self, sector: int, data: bytes) -> bytes:
@@ -97,15 +103,21 @@ class AesCbc(SectorCipher):
     def _each(self, sector: int, data: bytes, *, encrypt: bool) -> bytes:
         cbc = _primitives()[2].CBC
         return b"".join(
-            _run(self._key, cbc(self._iv(sector + i)), data[at : at + SECTOR], encrypt=encrypt)
-            for i, at in enumerate(range(0, len(data), SECTOR))
+            _run(
+                self._key,
+                cbc(self._iv(sector + at // SECTOR)),
+                data[at : at + self.unit],
+                encrypt=encrypt,
+            )
+            for at in range(0, len(data), self.unit)
         )
 
 
 class AesXts(SectorCipher):
     """XTS. Many sectors at once are done as one ECB run between two vectorised XORs."""
 
-    def __init__(self, key: bytes, iv_width: int) -> None:
+    def __init__(self, key: bytes, iv_width: int, unit: int = SECTOR) -> None:
+        self.unit = unit
         half = len(key) // 2
         self._key = key
         self._data_key, self._tweak_key = key[:half], key[half:]
@@ -119,29 +131,30 @@ class AesXts(SectorCipher):
         return self._all(sector, data, encrypt=False)
 
     def _all(self, sector: int, data: bytes, *, encrypt: bool) -> bytes:
-        count = len(data) // SECTOR
+        count = len(data) // self.unit
         if count >= _VECTOR_SECTORS:
             return self._vector(sector, data, encrypt=encrypt)
         xts = _primitives()[2].XTS
         return b"".join(
             _run(
                 self._key,
-                xts(_plain_iv(sector + i, self._width)),
-                data[i * SECTOR : (i + 1) * SECTOR],
+                xts(_plain_iv(sector + at // SECTOR, self._width)),
+                data[at : at + self.unit],
                 encrypt=encrypt,
             )
-            for i in range(count)
+            for at in range(0, len(data), self.unit)
         )
 
     def _vector(self, sector: int, data: bytes, *, encrypt: bool) -> bytes:
         import numpy as np
 
-        count = len(data) // SECTOR
-        numbers = b"".join(_plain_iv(sector + i, self._width) for i in range(count))
+        count = len(data) // self.unit
+        starts = range(0, len(data), self.unit)
+        numbers = b"".join(_plain_iv(sector + at // SECTOR, self._width) for at in starts)
         first = _ecb(self._tweak_key, numbers, encrypt=True)
-        tweaks = np.empty((count, SECTOR // 16, 2), dtype="<u8")
+        tweaks = np.empty((count, self.unit // 16, 2), dtype="<u8")
         tweaks[:, 0] = np.frombuffer(first, dtype="<u8").reshape(count, 2)
-        for block in range(1, SECTOR // 16):
+        for block in range(1, self.unit // 16):
             low, high = tweaks[:, block - 1, 0], tweaks[:, block - 1, 1]
             # Multiplication by x in GF(2^128), as IEEE 1619 orders the bits.
             carry = (high >> np.uint64(63)) * np.uint64(0x87)

@@ -257,11 +257,13 @@ class Transfer:
         return _Packed(chunk, units)
 
     def _write_packed(self, target: CompressedWriter, done: _Packed) -> None:
+        units: list[tuple[int, bytes, memoryview]] = []
         for offset, packed, plain in done.units:
-            if packed is None:
+            if packed is not None:
+                units.append((offset, packed, plain))
+            elif self.writes_zeros:
                 self._zero(offset, offset + len(plain))
-            else:
-                target.write_compressed(offset, packed, plain)
+        target.write_units(units)
         self._buffers.append(done.chunk.buffer)
 
 

@@ -7,6 +7,9 @@
 
 A disk whose writes are discarded has a temporary qcow2 in that place, and the image,
 read-only, as its backing: ID-base-format, ID-base-file.
+
+An image that wirt serves (``Runtime.served``) has ``nbd`` in the place of the file and ``raw``
+in that of the format; one below an overlay is its backing: ID-below-format, ID-below-file.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import msgspec
 
 from wirt.errors import SpecError
 from wirt.qapi.value import QapiObject
-from wirt.qemu.runtime import Runtime
+from wirt.qemu.runtime import Runtime, Served
 from wirt.spec.disk import Disk, Throttle
 
 FORMATS = (
@@ -28,6 +31,8 @@ FORMATS = (
 
 _HIGHEST_LIMIT = 10**15
 _DIRECT = {"none", "directsync"}
+_RECONNECT_SECONDS = 15
+"""How long a guest's requests wait for a server that was killed to be started again."""
 
 
 def disk_id(disk: Disk, index: int) -> str:
@@ -87,23 +92,26 @@ def disk_nodes(disk: Disk, index: int, runtime: Runtime) -> list[QapiObject]:
     Raises SpecError for a format that QEMU does not open and for settings that exclude
     each other.
     """
-    _check(disk, index)
+    _check(disk, index, runtime)
     stem = disk_id(disk, index)
-    name = image_name(disk, index, runtime)
-    driver = "host_device" if _is_device(disk, name, runtime) else "file"
     if is_discarding(disk):
         nodes = [
-            *_pair(disk, f"{stem}-base", driver, name, disk.format, read_only=True),
+            *_image_nodes(disk, index, f"{stem}-base", runtime, read_only=True),
             *_pair(disk, stem, "file", _overlay(index, runtime), "qcow2", read_only=False),
         ]
         nodes[-1]["backing"] = f"{stem}-base-format"
     else:
-        nodes = _pair(disk, stem, driver, name, disk.format, read_only=is_read_only(disk))
+        nodes = _image_nodes(disk, index, stem, runtime, read_only=is_read_only(disk))
     if disk.throttle:
         nodes.append(_throttle(disk, stem))
     if disk.detect_zeroes != "off":
         nodes[-1]["detect-zeroes"] = disk.detect_zeroes
     return nodes
+
+
+def overlay_nodes(disk: Disk, stem: str, filename: str) -> list[QapiObject]:
+    """Return the nodes of a qcow2 overlay that is laid over a running disk by ``snapshot``."""
+    return _pair(disk, stem, "file", filename, "qcow2", read_only=False)
 
 
 def image_name(disk: Disk, index: int, runtime: Runtime) -> str:
@@ -113,14 +121,46 @@ def image_name(disk: Disk, index: int, runtime: Runtime) -> str:
     return runtime.path(disk.image)
 
 
-def _pair(
-    disk: Disk, stem: str, driver: str, filename: str, image_format: str, *, read_only: bool
+def _image_nodes(
+    disk: Disk, index: int, stem: str, runtime: Runtime, *, read_only: bool
 ) -> list[QapiObject]:
-    common: QapiObject = {
+    served = runtime.served.get(index)
+    if served is not None and not served.below:
+        return _served_pair(disk, stem, served, read_only=read_only)
+    name = image_name(disk, index, runtime)
+    driver = "host_device" if _is_device(disk, name, runtime) else "file"
+    nodes = _pair(disk, stem, driver, name, disk.format, read_only=read_only)
+    if served is None:
+        return nodes
+    nodes[-1]["backing"] = f"{stem}-below-format"
+    return [*_served_pair(disk, f"{stem}-below", served, read_only=True), *nodes]
+
+
+def _served_pair(disk: Disk, stem: str, served: Served, *, read_only: bool) -> list[QapiObject]:
+    server: QapiObject = {
+        "driver": "nbd",
+        "node-name": f"{stem}-file",
+        "server": {"type": "unix", "path": served.socket},
+        "export": served.export,
+        "reconnect-delay": _RECONNECT_SECONDS,
+    }
+    image: QapiObject = {"driver": "raw", "node-name": f"{stem}-format", "file": f"{stem}-file"}
+    common = _common(disk, read_only=read_only)
+    return [{**server, **common}, {**image, **common}]
+
+
+def _common(disk: Disk, *, read_only: bool) -> QapiObject:
+    return {
         "read-only": read_only,
         "discard": disk.discard,
         "cache": {"direct": disk.cache in _DIRECT, "no-flush": disk.cache == "unsafe"},
     }
+
+
+def _pair(
+    disk: Disk, stem: str, driver: str, filename: str, image_format: str, *, read_only: bool
+) -> list[QapiObject]:
+    common = _common(disk, read_only=read_only)
     file: QapiObject = {
         "driver": driver,
         "node-name": f"{stem}-file",
@@ -159,9 +199,9 @@ def _is_device(disk: Disk, name: str, runtime: Runtime) -> bool:
     return named or disk.image in runtime.host_devices
 
 
-def _check(disk: Disk, index: int) -> None:
+def _check(disk: Disk, index: int, runtime: Runtime) -> None:
     key = f"disks[{index}]"
-    if disk.format not in FORMATS:
+    if disk.format not in FORMATS and index not in runtime.served:
         raise SpecError(
             f"QEMU does not open {disk.format!r} images",
             key=f"{key}.format",

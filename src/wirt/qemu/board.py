@@ -22,7 +22,7 @@ A kind whose places are used up borrows from the end of the others'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +45,7 @@ _SINGLE = {
     "ahci": 0xC,
     "sdhci": 0xD,
 }
+ROOT_BUSES = ("pcie.0", "pci.0")
 USB_PORTS = {"xhci": 15, "ehci": 6, "uhci": 2}
 
 
@@ -77,12 +78,21 @@ _I440FX = _Layout(
 class Board:
     """The places given so far on one machine."""
 
-    def __init__(self, machine_type: str, *, usb: str = "xhci") -> None:
+    def __init__(
+        self,
+        machine_type: str,
+        *,
+        usb: str = "xhci",
+        scsi: str = "virtio-scsi",
+        reserved: Collection[int] = (),
+    ) -> None:
         self.machine_type = machine_type
         self.usb_controller = usb
+        self.scsi_controller = scsi
         self._layout = _layout(machine_type)
         slots = self._layout.slots if self._layout else {}
-        self._slots = {kind: list(slots[kind]) for kind in slots}
+        self._reserved = reserved
+        self._slots = {kind: [s for s in slots[kind] if s not in reserved] for kind in slots}
         self._ports = dict.fromkeys(self._layout.ports, 0) if self._layout else {}
         self._usb_ports = 0
 
@@ -96,11 +106,20 @@ class Board:
 
     def video(self) -> QapiObject:
         """Return the place of the graphics card; on an ISA board there is nothing to say."""
-        return self._at(self._layout.video) if self._layout else {}
+        return self._own_slot(self._layout.video) if self._layout else {}
+
+    def at(self, address: str) -> QapiObject:
+        """Return the place that the description names: a slot of the root bus."""
+        slot, dot, function = address.partition(".")
+        place = self._at(int(slot, 16))
+        return {**place, "addr": f"{place['addr']}{dot}{function}"}
 
     def single(self, kind: str) -> QapiObject:
         """Return the place of a device that there is one of. Raises SpecError without PCI."""
-        return self._at(_SINGLE[kind])
+        return self._own_slot(_SINGLE[kind])
+
+    def _own_slot(self, number: int) -> QapiObject:
+        return self.slot("other") if number in self._reserved else self._at(number)
 
     def slot(self, kind: Kind) -> QapiObject:
         """Return a place for a device that stays. Raises SpecError when all are taken."""

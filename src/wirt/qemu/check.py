@@ -59,7 +59,8 @@ def _sockets(made: Sequence[Argument]) -> Iterator[tuple[str, str]]:
     for argument in made:
         value = argument.value
         if argument.option == "-chardev" and isinstance(value, dict) and value.get("server"):
-            yield "", str(value.get("path", (value.get("host"), value.get("port"))))
+            at = value.get("path") or value.get("fd") or (value.get("host"), value.get("port"))
+            yield "", str(at)
 
 
 def _boot_indexes(made: Sequence[Argument]) -> Iterator[tuple[str, str]]:

@@ -36,7 +36,9 @@ def panic_notifier(machine: Machine) -> list[Argument]:
 
     Without it ``-action panic=`` does nothing. The guest finds it through ACPI.
     """
-    return [device({"driver": "pvpanic", "id": "pvpanic"})] if machine.acpi else []
+    if not (machine.acpi and machine.panic_notifier):
+        return []
+    return [device({"driver": "pvpanic", "id": "pvpanic"})]
 
 
 def watchdog(machine: Machine, board: Board) -> list[Argument]:

@@ -73,6 +73,8 @@ def _display(display: Display, index: int, runtime: Runtime) -> Argument:
 def _vnc(display: Vnc, index: int, runtime: Runtime) -> str:
     if display.listen == "unix":
         at = f"unix:{unix_path(runtime.socket(f'vnc{index}'))}"
+    elif display.listen.startswith("unix:"):
+        at = f"unix:{unix_path(runtime.path(display.listen.removeprefix('unix:')))}"
     else:
         at = display.listen
         _address(at, index, "ADDRESS:DISPLAY")

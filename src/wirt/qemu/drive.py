@@ -20,7 +20,8 @@ _ATA = {"ide", "sata"}
 _ATA_HEADS = 16
 _ALWAYS_WRITABLE = {*_ATA, "sd"}
 _HAS_GEOMETRY = {"virtio", "scsi", *_ATA}
-_SCSI_TARGETS = 256
+_SCSI_TARGETS = {"virtio-scsi": 256, "lsi53c895a": 7}
+_SCSI_DRIVERS = {"virtio-scsi": "virtio-scsi-pci", "lsi53c895a": "lsi53c895a"}
 _SCSI_CONTROLLERS = 4
 _SATA_PORTS = 6
 _FLOPPIES = 2
@@ -143,6 +144,8 @@ def _check(disk: Disk, index: int) -> None:
             key=f"{key}.read_only",
             hint="use virtio or scsi, or discard_writes = true",
         )
+    if disk.address and disk.bus != "virtio":
+        raise SpecError("only virtio disks are PCI devices", key=f"{key}.address")
     if disk.geometry:
         _check_geometry(disk, disk.geometry, f"{key}.geometry")
 
@@ -200,9 +203,9 @@ def drive_place(disk: Disk, index: int, board: Board, buses: Buses) -> QapiObjec
     key = f"disks[{index}]"
     match disk.bus:
         case "virtio":
-            return board.pluggable("disk")
+            return board.at(disk.address) if disk.address else board.pluggable("disk")
         case "scsi":
-            return _scsi_place(disk, buses, key)
+            return _scsi_place(disk, board, buses, key)
         case "ide" if not board.is_pcie:
             return _ide_place(disk, buses, key)
         case "ide" | "sata":
@@ -222,14 +225,13 @@ def drive_place(disk: Disk, index: int, board: Board, buses: Buses) -> QapiObjec
             )
 
 
-def _scsi_place(disk: Disk, buses: Buses, key: str) -> QapiObject:
+def _scsi_place(disk: Disk, board: Board, buses: Buses, key: str) -> QapiObject:
     number = disk.bus_index or 0
     target = disk.unit if disk.unit is not None else buses.scsi[number]
     buses.scsi[number] = max(buses.scsi[number], target + 1)
-    if number >= _SCSI_CONTROLLERS or target >= _SCSI_TARGETS:
-        raise SpecError(
-            f"there are {_SCSI_CONTROLLERS} SCSI buses of {_SCSI_TARGETS} targets", key=key
-        )
+    targets = _SCSI_TARGETS[board.scsi_controller]
+    if number >= _SCSI_CONTROLLERS or target >= targets:
+        raise SpecError(f"there are {_SCSI_CONTROLLERS} SCSI buses of {targets} targets", key=key)
     return {"bus": f"{_scsi_id(number)}.0", "channel": 0, "scsi-id": target, "lun": 0}
 
 
@@ -285,7 +287,8 @@ def _scsi_buses(disks: Sequence[Disk]) -> list[int]:
 
 def _scsi_controller(number: int, board: Board) -> Argument:
     place = board.slot("other") if number else board.single("scsi")
-    return device({"driver": "virtio-scsi-pci", "id": _scsi_id(number), **place})
+    driver = _SCSI_DRIVERS[board.scsi_controller]
+    return device({"driver": driver, "id": _scsi_id(number), **place})
 
 
 def _floppy_controller(

@@ -49,10 +49,9 @@ def hub_of(nic: Nic, index: int) -> int | None:
     return OWN_HUBS + index if nic.hub is None else nic.hub
 
 
-def attachment(nic: Nic, index: int) -> str:
-    """Return the netdev that the card itself is joined to: its end of the wire."""
-    end = "net" if hub_of(nic, index) is None else "hub"
-    return f"{nic_id(nic, index)}-{end}"
+def attachment(card: str, hub: int | None) -> str:
+    """Return the netdev that a card itself is joined to: its end of the wire."""
+    return f"{card}-net" if hub is None else f"{card}-hub"
 
 
 def unplugged_links(nics: Sequence[Nic]) -> list[QapiObject]:
@@ -87,21 +86,20 @@ def nic_values(
 
 def backend_values(nic: Nic, index: int, runtime: Runtime) -> list[QapiObject]:
     """Return backend and hub of a card as ``netdev_add`` takes them."""
-    made = cable_values(nic, index, runtime)
     hub = hub_of(nic, index)
+    made = cable_values(nic, index, runtime, hub)
     if hub is not None:
-        made.append({"type": "hubport", "id": attachment(nic, index), "hubid": hub})
+        made.append({"type": "hubport", "id": attachment(nic_id(nic, index), hub), "hubid": hub})
     return made
 
 
-def cable_values(nic: Nic, index: int, runtime: Runtime) -> list[QapiObject]:
+def cable_values(nic: Nic, index: int, runtime: Runtime, hub: int | None) -> list[QapiObject]:
     """Return what a cable consists of: the backend and, on a hub, the port it leads to.
 
     Removed in reverse order and added anew, it is plugged into something else.
     """
     name = nic_id(nic, index)
     value = backend_value(nic.backend, f"{name}-net", runtime)
-    hub = hub_of(nic, index)
     if value is None or hub is None:
         return [value] if value else []
     port: QapiObject = {
@@ -119,13 +117,15 @@ def card_place(nic: Nic, board: Board) -> QapiObject:
         return board.usb()
     if nic.model in _NO_PCI:
         return {}
+    if nic.address:
+        return board.at(nic.address)
     return board.pluggable("nic") if nic.model in _PLUGGABLE else board.slot("nic")
 
 
 def _card(nic: Nic, index: int, place: QapiObject, boot_index: int | None) -> QapiObject:
     name = nic_id(nic, index)
     value: QapiObject = {"driver": _DRIVERS.get(nic.model, nic.model), "id": name, **place}
-    value["netdev"] = attachment(nic, index)
+    value["netdev"] = attachment(name, hub_of(nic, index))
     if nic.mac:
         value["mac"] = nic.mac
     if boot_index is not None:

@@ -13,6 +13,16 @@ _LONGEST_UNIX_PATH = 107
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """An image that wirt serves to QEMU as a plain disk, over NBD on a unix socket."""
+
+    socket: str
+    export: str
+    below: bool = False
+    """It is not the disk's own image, but the one that its overlay names."""
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """Facts of one start.
 
@@ -23,9 +33,13 @@ class Runtime:
     the path; ``host_devices`` are those image paths that are devices of the host, where the
     path does not show it. ``overlays`` maps the index of a disk whose writes are discarded
     to an empty qcow2 image of the same virtual size, which the caller makes for each start.
+    ``served`` maps the index of a disk to the image of it that QEMU does not open by itself.
     ``uplinks`` maps the id of a netdev (``nic0-net``) to the backend that the host has made
     for it: a TAP as descriptor, the path of a switch.
+    An ``attended`` QEMU belongs to the person who started it: no QMP socket of wirt's, and
+    messages without time stamps.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
+    ``socket_fds`` has descriptors that listen already, by the names that ``socket`` takes.
     """
 
     accelerator: str
@@ -36,12 +50,15 @@ class Runtime:
     fd_paths: Mapping[str, int] = field(default_factory=dict)
     host_devices: Collection[str] = ()
     overlays: Mapping[int, str] = field(default_factory=dict)
+    served: Mapping[int, Served] = field(default_factory=dict)
     uplinks: Mapping[str, QapiObject] = field(default_factory=dict)
     memory_file: str = ""
     memory_shared: bool = False
+    socket_fds: Mapping[str, int] = field(default_factory=dict)
     incoming: bool = False
     paused: bool = False
     sandbox: bool = True
+    attended: bool = False
     vmgenid: str = "auto"
 
     def path(self, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Sound cards. What they play is thrown away: the host needs no sound server."""
+"""Sound cards. Unless the machine says where, what they play is thrown away."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def audio_backend(machine: Machine) -> list[Argument]:
     """Return the audio backend: it must come before the devices that play on it."""
     if not needs_audio(machine):
         return []
-    return [Argument("-audiodev", {"driver": "none", "id": AUDIO})]
+    return [Argument("-audiodev", {"driver": machine.audio, "id": AUDIO})]
 
 
 def sound(machine: Machine, board: Board) -> list[Argument]:

@@ -13,7 +13,8 @@ class Vnc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="vnc", om
     """A VNC server for the guest's screen."""
 
     listen: Annotated[
-        str, setting("'unix' for a socket in the VM's runtime directory, or ADDRESS:DISPLAY")
+        str,
+        setting("'unix' for a socket in the VM's runtime directory, unix:PATH, or ADDRESS:DISPLAY"),
     ] = "unix"
     options: Annotated[tuple[str, ...], setting("Further options as QEMU's -vnc knows them")] = ()
 
@@ -88,6 +89,8 @@ class Stdio(
 ):
     """The terminal that starts the machine in the foreground."""
 
+    signals: Annotated[bool, setting("Ctrl-C ends QEMU instead of reaching the guest")] = False
+
 
 class Pty(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pty", omit_defaults=True):
     """A pseudo terminal that QEMU makes."""
@@ -97,13 +100,53 @@ class Null(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="null", 
     """Nowhere."""
 
 
-CharBackend = Console | UnixSocket | Tcp | File | Stdio | Pty | Null
+class Vc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="vc", omit_defaults=True):
+    """A text page of the machine's display (Ctrl-Alt-2 and on), as in the old days."""
+
+    size: Annotated[str, text("Size: 80Cx24C or 640x480; empty: the display's")] = ""
+
+
+class Other(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="other", omit_defaults=True
+):
+    """Any other character device, in the words of QEMU's ``-chardev`` without ``id``."""
+
+    options: Annotated[str, text("Such as udp,host=127.0.0.1,port=4555 or serial,path=/dev/ttyS0")]
+
+
+CharBackend = Console | UnixSocket | Tcp | File | Stdio | Pty | Null | Vc | Other
 
 
 class Serial(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A serial port (16550 on the ISA bus)."""
 
     backend: Annotated[CharBackend, setting("What it is connected to")] = Console()
+
+
+class Parallel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A parallel port on the ISA bus."""
+
+    backend: Annotated[CharBackend, setting("What it is connected to")] = Null()
+
+
+class SharesSerial(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="serial", omit_defaults=True
+):
+    """A serial port's own backend; Ctrl-A C switches between the port and the monitor."""
+
+    port: Annotated[int, number("Number of the serial port", ge=0, le=3)] = 0
+
+
+class Monitor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A monitor of QEMU beside the one that wirt uses."""
+
+    backend: Annotated[
+        UnixSocket | Tcp | File | Stdio | Pty | Null | Vc | Other | SharesSerial,
+        setting("What it is connected to"),
+    ] = UnixSocket()
+    mode: Annotated[
+        Literal["readline", "control"], setting("readline for people, control for QMP")
+    ] = "readline"
 
 
 class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

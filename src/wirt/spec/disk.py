@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wirt.spec.setting import ID_PATTERN, Index, number, setting, size, text
+from wirt.spec.setting import ID_PATTERN, SLOT_PATTERN, Index, number, setting, size, text
 
 Bus = Literal["virtio", "scsi", "ide", "sata", "floppy", "usb", "sd", "pflash", "mtd"]
 Media = Literal["disk", "cdrom"]
@@ -69,3 +69,6 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     )
     bus_index: Annotated[Index | None, setting("Number of the bus or controller")] = None
     unit: Annotated[Index | None, setting("Place on the bus")] = None
+    address: Annotated[
+        str, text("virtio: PCI slot on the root bus; empty: given by wirt", pattern=SLOT_PATTERN)
+    ] = ""

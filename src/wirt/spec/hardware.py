@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wirt.spec.setting import number, setting, text
+from wirt.spec.setting import number, setting, size, text
 
 
 class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -115,6 +115,16 @@ class Actions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     panic: Annotated[
         Literal["pause", "shutdown", "exit-failure", "none"], setting("The guest panics")
     ] = "shutdown"
+    shutdown: Annotated[Literal["poweroff", "pause"], setting("The guest powers off")] = "poweroff"
+
+
+class NumaNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of the memory, and the vcpus that are near it."""
+
+    memory: Annotated[int, size("Memory of the node", default_unit="M", ge=1 << 20)]
+    vcpus: Annotated[
+        str, text("Numbers of the vcpus: 0-3,8", pattern=r"^(\d{1,4}(-\d{1,4})?(,(?=\d))?)*$")
+    ] = ""
 
 
 SoundCard = Literal[

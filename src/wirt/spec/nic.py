@@ -10,6 +10,7 @@ from wirt.spec.setting import (
     ID_PATTERN,
     MAC_PATTERN,
     NAME_PATTERN,
+    SLOT_PATTERN,
     Index,
     number,
     setting,
@@ -197,3 +198,6 @@ class Nic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     hub: Annotated[Index | None, setting("Hub that card and backend share (the old vlan=)")] = None
     rate: Annotated[Rate | None, setting("Limits")] = None
     link: Annotated[bool, setting("The cable is plugged in")] = True
+    address: Annotated[
+        str, text("PCI slot on the root bus; empty: given by wirt", pattern=SLOT_PATTERN)
+    ] = ""

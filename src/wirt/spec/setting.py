@@ -62,4 +62,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 ID_PATTERN = r"^([A-Za-z][A-Za-z0-9._-]{0,30})?$"
 """Identifiers of devices, as QEMU allows them; empty means: numbered by wirt."""
 
+SLOT_PATTERN = r"^([0-9a-f]{1,2}(\.[0-7])?)?$"
+"""Places on the root PCI bus: slot and, after a dot, function, in hexadecimal."""
+
 MAC_PATTERN = r"^([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5})?$"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from wirt.spec.console import Channel
+from wirt.spec.console import Channel, SharesSerial
 from wirt.spec.decode import Problem
 from wirt.spec.disk import Disk
 from wirt.spec.hardware import Cpu, Rtc
 from wirt.spec.machine import Machine
-from wirt.spec.nic import Nic, User
+from wirt.spec.nic import Network, Nic, Tap, User
 
 
 def problems_of(machine: Machine) -> list[Problem]:
@@ -24,7 +24,10 @@ def problems_of(machine: Machine) -> list[Problem]:
         *_unique_ids(machine),
         *_unique_macs(machine.nics),
         *_unique_ports(machine.nics),
+        *_limits(machine.nics),
         *_unique_channels(machine.channels),
+        *_numa(machine),
+        *_monitors(machine),
     ]
 
 
@@ -43,6 +46,42 @@ def _topology(cpu: Cpu) -> Iterator[Problem]:
             f"sockets x cores x threads is {product}, which does not make {total} vcpus",
             "leave one of them out: it is derived",
         )
+
+
+def _numa(machine: Machine) -> Iterator[Problem]:
+    total = sum(node.memory for node in machine.numa)
+    if machine.numa and total != machine.memory:
+        yield Problem(
+            ("numa",), f"the nodes have {total} bytes together, the machine {machine.memory}"
+        )
+    total_vcpus = machine.cpu.max_vcpus or machine.cpu.vcpus
+    seen: set[int] = set()
+    for index, node in enumerate(machine.numa):
+        for vcpu in _vcpus(node.vcpus):
+            if vcpu >= total_vcpus:
+                yield Problem(
+                    ("numa", index, "vcpus"), f"there is no vcpu {vcpu}: there are {total_vcpus}"
+                )
+                break
+            if vcpu in seen:
+                yield Problem(("numa", index, "vcpus"), f"vcpu {vcpu} is in two nodes")
+                break
+            seen.add(vcpu)
+    if machine.numa and machine.memory_path:
+        yield Problem(("memory_path",), "is not for machines with NUMA nodes")
+
+
+def _vcpus(text: str) -> Iterator[int]:
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def _monitors(machine: Machine) -> Iterator[Problem]:
+    for index, monitor in enumerate(machine.monitors):
+        backend = monitor.backend
+        if isinstance(backend, SharesSerial) and backend.port >= len(machine.serials):
+            yield Problem(("monitors", index, "backend", "port"), "there is no such serial port")
 
 
 def _firmware(machine: Machine) -> Iterator[Problem]:
@@ -139,6 +178,16 @@ def _unique_ports(nics: tuple[Nic, ...]) -> Iterator[Problem]:
                     f"{forward.host_address}:{forward.host_port} is forwarded twice",
                 )
             seen.add(port)
+
+
+def _limits(nics: tuple[Nic, ...]) -> Iterator[Problem]:
+    for index, nic in enumerate(nics):
+        if nic.rate is not None and not isinstance(nic.backend, Tap | Network):
+            yield Problem(
+                ("nics", index, "rate"),
+                "only a card on a tap or a network can be limited",
+                "between switches, a cable can: wirt cable create A B --bandwidth 1M",
+            )
 
 
 def _unique_channels(channels: tuple[Channel, ...]) -> Iterator[Problem]:

@@ -8,16 +8,18 @@ import os
 from wirt.errors import HostError, NoSpace, WirtError
 
 
-def write_file(path: str, data: bytes, *, mode: int = 0o600) -> None:
+def write_file(path: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replace ``path`` by ``data``: temporary file, fsync, rename, fsync of the directory.
 
-    Raises NoSpace or HostError; the old file then stays.
+    Not ``durable`` leaves the fsyncs out: for what a power cut ends anyway. Raises NoSpace or
+    HostError; the old file then stays.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        _write(temporary, data, mode)
+        _write(temporary, data, mode, durable=durable)
         os.rename(temporary, path)
-        sync_directory(os.path.dirname(path))
+        if durable:
+            sync_directory(os.path.dirname(path))
     except OSError as error:
         _remove(temporary)
         raise host_error(error, path) from error
@@ -26,13 +28,14 @@ def write_file(path: str, data: bytes, *, mode: int = 0o600) -> None:
         raise
 
 
-def _write(path: str, data: bytes, mode: int) -> None:
+def _write(path: str, data: bytes, mode: int, *, durable: bool) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
     finally:
         os.close(fd)
 

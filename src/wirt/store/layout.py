@@ -9,12 +9,18 @@ Nothing else builds paths.
     │   ├── NAME/             0711 one machine; its inode is its identity
     │   │   ├── machine.toml  0600 the description, edited by people
     │   │   ├── state.json    0600 versioned record, see wirt.store.record
+    │   │   ├── started.json  0600 the description that the running QEMU was started with
     │   │   ├── lock          held by the wirt command that changes this machine
     │   │   ├── run.lock      held by the QEMU process: held means running
     │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
     │   │   └── log/          0700 of the VM's uid: console and QEMU messages, bounded
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
     │   └── .old-XXXXXXXX/    a machine being removed; likewise
+    ├── networks/             0711
+    │   └── KIND/NAME/        a switch, bridge or cable; made and removed as machines are
+    │       ├── state.json    0600 what it is and what serves it, see wirt.store.wires
+    │       ├── lock          held by the wirt command that changes it
+    │       └── run.lock      held by the process that serves it: held means alive
     ├── states/               0711: frozen machines, see wirt.store.states
     │   ├── ID/               0711 immutable once it has a manifest
     │   │   ├── manifest.json 0600 written last: without it there is no state
@@ -29,7 +35,10 @@ Nothing else builds paths.
     └── cache/                facts that can be found again
 
     RUN = /run/wirt (root), $XDG_RUNTIME_DIR/wirt, else /tmp/wirt-UID (users)
-    └── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs
+    ├── DEV-INODE/            0700 of the VM's uid: sockets of one machine, while it runs;
+    │                         likewise of a switch, bridge or cable
+    │   └── next/             those of the QEMU that it is being handed over to
+    └── admit/                locks of forks in their first moments
 
     MEMORY = /dev/shm/wirt-UID/DEV-INODE of HOME: memory that can be frozen, in RAM
     ├── home                  link to HOME; the directory is garbage when that is another
@@ -44,6 +53,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Literal
 
 import msgspec
 
@@ -64,12 +74,22 @@ class VmPaths(msgspec.Struct, frozen=True):
         return os.path.basename(self.root)
 
     @property
+    def home(self) -> Home:
+        """The home that the machine is in."""
+        root = os.path.dirname(os.path.dirname(self.root))
+        return Home(root, self.runtime_base, os.path.dirname(self.memory_directory))
+
+    @property
     def spec(self) -> str:
         return os.path.join(self.root, "machine.toml")
 
     @property
     def record(self) -> str:
         return os.path.join(self.root, "state.json")
+
+    @property
+    def started(self) -> str:
+        return os.path.join(self.root, "started.json")
 
     @property
     def lock(self) -> str:
@@ -104,6 +124,11 @@ class VmPaths(msgspec.Struct, frozen=True):
         return os.path.join(self.log, "qemu.log")
 
     @property
+    def disk_server_log(self) -> str:
+        """What the server of served disks has to say, bounded."""
+        return os.path.join(self.log, "disk-server.log")
+
+    @property
     def ssh_known_hosts(self) -> str:
         return os.path.join(self.root, "known_hosts")
 
@@ -111,10 +136,9 @@ class VmPaths(msgspec.Struct, frozen=True):
     def runtime(self) -> str:
         """The directory of the sockets. Raises NotFound if the machine is gone."""
         try:
-            info = os.stat(self.root)
+            return _runtime(self.root, self.runtime_base)
         except FileNotFoundError:
             raise NotFound(f"there is no machine {self.name!r}", hint="wirt ls") from None
-        return os.path.join(self.runtime_base, f"{info.st_dev:x}-{info.st_ino:x}")
 
     @property
     def memory(self) -> str:
@@ -124,6 +148,14 @@ class VmPaths(msgspec.Struct, frozen=True):
     def socket(self, name: str) -> str:
         """Return the path of the socket ``name`` (``qmp``, ``serial0``, a channel …)."""
         return os.path.join(self.runtime, f"{name}.sock")
+
+    @property
+    def next_runtime(self) -> str:
+        return os.path.join(self.runtime, "next")
+
+    def next_socket(self, name: str) -> str:
+        """Return where the QEMU listens to which the machine is being handed over."""
+        return os.path.join(self.next_runtime, f"{name}.sock")
 
     def guest_lock(self, port: int) -> str:
         """The lock of a helper port: one session at a time."""
@@ -174,6 +206,50 @@ class StatePaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, f"disk{index}.{suffix}")
 
 
+NetworkKind = Literal["switch", "bridge", "cable"]
+
+
+class NetworkPaths(msgspec.Struct, frozen=True):
+    """The paths of a switch, a bridge network or a cable."""
+
+    kind: NetworkKind
+    root: str
+    runtime_base: str
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.root)
+
+    @property
+    def record(self) -> str:
+        return os.path.join(self.root, "state.json")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.root, "lock")
+
+    @property
+    def run_lock(self) -> str:
+        return os.path.join(self.root, "run.lock")
+
+    @property
+    def runtime(self) -> str:
+        """The directory of the sockets. Raises NotFound if it is gone."""
+        try:
+            return _runtime(self.root, self.runtime_base)
+        except FileNotFoundError:
+            raise NotFound(f"there is no {self.kind} {self.name!r}") from None
+
+    def file(self, name: str) -> str:
+        """Return the path of a socket or file in the runtime directory."""
+        return os.path.join(self.runtime, name)
+
+
+def _runtime(root: str, base: str) -> str:
+    info = os.stat(root)
+    return os.path.join(base, f"{info.st_dev:x}-{info.st_ino:x}")
+
+
 class Home(msgspec.Struct, frozen=True):
     """All state of wirt under one directory, and the directories of its sockets and memory."""
 
@@ -184,6 +260,10 @@ class Home(msgspec.Struct, frozen=True):
     @property
     def vms(self) -> str:
         return os.path.join(self.root, "vms")
+
+    @property
+    def admission(self) -> str:
+        return os.path.join(self.runtime_base, "admit")
 
     @property
     def states(self) -> str:
@@ -215,6 +295,12 @@ class Home(msgspec.Struct, frozen=True):
 
     def state(self, ident: str) -> StatePaths:
         return StatePaths(os.path.join(self.states, ident), self.memory)
+
+    def networks(self, kind: NetworkKind) -> str:
+        return os.path.join(self.root, "networks", kind)
+
+    def network(self, kind: NetworkKind, name: str) -> NetworkPaths:
+        return NetworkPaths(kind, os.path.join(self.networks(kind), name), self.runtime_base)
 
 
 def default_home() -> Home:

@@ -114,6 +114,17 @@ def take_run_lock(path: str) -> int:
     return fd
 
 
+def join_run_lock(path: str) -> int:
+    """Return a descriptor that holds the run lock beside others: of a second QEMU, a helper."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(fcntl.F_RDLCK))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def run_lock_is_held(path: str) -> bool:
     """True while a process that inherited the run lock lives."""
     try:

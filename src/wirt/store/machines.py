@@ -8,8 +8,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
+from wirt.host.holders import kill_holders
 from wirt.spec.setting import NAME_PATTERN
 from wirt.store.atomic import host_error, sync_directory
 from wirt.store.layout import Home, VmPaths, private_directory
@@ -66,34 +68,72 @@ def prepare(home: Home) -> None:
     sweep(home)
 
 
+@dataclass(slots=True)
+class Making:
+    """A machine that has no name yet, and whose lock we hold."""
+
+    home: Home
+    paths: VmPaths
+    name: str
+    published: bool = False
+
+    def publish(self) -> VmPaths:
+        """Give it its name; the lock stays held. Raises AlreadyExists."""
+        target = self.home.vm(self.name)
+        sync_directory(self.paths.root)
+        _publish(self.paths, target)
+        self.paths, self.published = target, True
+        return target
+
+
+@contextmanager
+def making(home: Home, name: str) -> Iterator[Making]:
+    """Yield a directory to fill and then to publish; the lock is held to the end of the block.
+
+    Raises AlreadyExists. What a failed or killed block leaves unpublished is swept later.
+    """
+    check_name(name)
+    prepare(home)
+    if os.path.exists(home.vm(name).root):
+        raise _taken(name)
+    paths, lock = _new_directory(home)
+    made = Making(home, paths, name)
+    try:
+        os.mkdir(paths.disks, 0o700)
+        os.mkdir(paths.log, 0o700)
+        yield made
+    finally:
+        if not made.published:
+            _discard(home, paths)
+        os.close(lock)
+
+
+def _new_directory(home: Home) -> tuple[VmPaths, int]:
+    """Return a directory that no sweep takes for garbage, and its lock."""
+    while True:
+        paths = home.machine_at(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"))
+        try:
+            os.mkdir(paths.root, 0o711)
+            lock = try_lock(paths.lock)
+        except FileNotFoundError:
+            continue  # swept between the two
+        except OSError as error:
+            raise host_error(error, paths.root) from error
+        if lock is not None and os.path.exists(paths.lock):
+            return paths, lock
+        if lock is not None:
+            os.close(lock)
+
+
 @contextmanager
 def new_machine(home: Home, name: str) -> Iterator[VmPaths]:
     """Yield a directory to fill; it becomes the machine ``name`` when the block ends well.
 
     Raises AlreadyExists. What a failed or killed block leaves is swept later.
     """
-    check_name(name)
-    prepare(home)
-    if os.path.exists(home.vm(name).root):
-        raise _taken(name)
-    paths = home.machine_at(os.path.join(home.vms, f".new-{os.urandom(8).hex()}"))
-    try:
-        os.mkdir(paths.root, 0o711)
-    except OSError as error:
-        raise host_error(error, paths.root) from error
-    lock = try_lock(paths.lock)
-    try:
-        os.mkdir(paths.disks, 0o700)
-        os.mkdir(paths.log, 0o700)
-        yield paths
-        sync_directory(paths.root)
-        _publish(paths, home.vm(name))
-    except BaseException:
-        _erase(paths.root)
-        raise
-    finally:
-        if lock is not None:
-            os.close(lock)
+    with making(home, name) as made:
+        yield made.paths
+        made.publish()
 
 
 def _publish(paths: VmPaths, target: VmPaths) -> None:
@@ -147,24 +187,31 @@ def sweep(home: Home) -> None:
     except FileNotFoundError:
         return
     for path in left:
-        if _is_garbage(path):
-            with contextlib.suppress(NotFound):
-                _erase(home.machine_at(path).runtime)
-            _erase(path)
+        lock = _claim(path)
+        if lock is not None:
+            try:
+                _discard(home, home.machine_at(path))
+            finally:
+                os.close(lock)
 
 
-def _is_garbage(path: str) -> bool:
+def _discard(home: Home, paths: VmPaths) -> None:
+    """Erase a directory that is no machine; a fork in the making has a QEMU already."""
+    kill_holders(paths.run_lock)
+    with contextlib.suppress(NotFound):
+        _erase(home.machine_at(paths.root).runtime)
+    _erase(paths.root)
+
+
+def _claim(path: str) -> int | None:
+    """Return the lock of a directory that is garbage, so that nobody else takes it for his."""
     lock = os.path.join(path, "lock")
     try:
-        if not os.path.exists(lock):
-            return time.time() - os.stat(path).st_mtime > _GARBAGE_AFTER
-        fd = try_lock(lock)
+        if os.path.exists(lock) or time.time() - os.stat(path).st_mtime > _GARBAGE_AFTER:
+            return try_lock(lock)
     except OSError:
-        return False  # being erased by somebody else
-    if fd is None:
-        return False
-    os.close(fd)
-    return True
+        return None  # being erased by somebody else
+    return None
 
 
 def _erase(path: str) -> None:

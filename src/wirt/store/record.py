@@ -12,6 +12,8 @@ from typing import Literal
 import msgspec
 
 from wirt.errors import HostError
+from wirt.host.process_id import ProcessId
+from wirt.spec.nic import Nic
 from wirt.store.atomic import host_error, write_file
 
 VERSION = 1
@@ -31,6 +33,33 @@ class Summary(msgspec.Struct, frozen=True):
     size: int = 0
 
 
+class Wire(msgspec.Struct, frozen=True):
+    """A network card as it is plugged now, which the description may not say any more."""
+
+    index: int
+    """Its number in the names of devices and hubs."""
+    nic: Nic
+    interface: str = ""
+    """The TAP behind it."""
+    place: str = ""
+    """Bus or slot of a card that was plugged while the machine ran."""
+    hub: int | None = None
+    """Between card and backend; None: they are joined, and stay so."""
+
+
+class ServedImage(msgspec.Struct, frozen=True):
+    """An image that QEMU does not open by itself: wirt serves it over NBD."""
+
+    disk: int
+    """Index of the disk in the description."""
+    path: str
+    format: str
+    why: str
+    read_only: bool
+    below: bool = False
+    """It is what the disk's overlay names, not the disk's own image."""
+
+
 class Run(msgspec.Struct, frozen=True):
     """One life of the QEMU process."""
 
@@ -44,6 +73,35 @@ class Run(msgspec.Struct, frozen=True):
     paused_on_request: bool = False
     forwards: tuple[tuple[str, int, int], ...] = ()
     """Protocol, host port, guest port, as they are open now."""
+    wires: tuple[Wire, ...] = ()
+    memory: Literal["anonymous", "file", "fork"] = "anonymous"
+    """``file``: in a file of its own, which can be frozen; ``fork``: private over a state's."""
+    later_forwards: tuple[tuple[str, str, tuple[str, int, int]], ...] = ()
+    """Forwards that can be opened only when another QEMU lets go of the host's ports:
+    netdev, the forward as QEMU writes it, and as ``forwards`` has it."""
+    served: tuple[ServedImage, ...] = ()
+    server_pid: int = 0
+    """The process that serves them, with its start time."""
+    server_start_ticks: int = 0
+
+    @property
+    def process(self) -> ProcessId:
+        return ProcessId(self.pid, self.start_ticks)
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """A machine on its way from the recorded QEMU to a second one, while it is frozen.
+
+    Undecided, the first is the machine; decided, the second is. ``images`` are the names in
+    ``disks/`` that an overlay has taken, and the frozen files they had. Without ``next`` it
+    stays in its QEMU, and is decided when that writes to the overlays (``nodes``).
+    """
+
+    state: str
+    images: tuple[tuple[str, str], ...]
+    next: Run | None = None
+    nodes: tuple[str, ...] = ()
+    decided: bool = False
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -67,6 +125,11 @@ class Record(msgspec.Struct, frozen=True):
     owner_start_ticks: int = 0
     state: str = ""
     """The state (``wirt.store.states``) that the images stand on, all the machine's life."""
+    group: int = 0
+    """The gid that may read the files of the family's states; 0 when not root."""
+    handover: Handover | None = None
+    unborn: bool = False
+    """A fork that has loaded its memory and never ran: undone if its maker was killed."""
 
 
 _decoder = msgspec.json.Decoder(Record)
@@ -102,6 +165,7 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
-def write_record(path: str, record: Record) -> None:
-    """Replace the record atomically."""
-    write_file(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+def write_record(path: str, record: Record, *, durable: bool = True) -> None:
+    """Replace the record atomically; not ``durable``: safe from kills, not yet from power cuts."""
+    data = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+    write_file(path, data, durable=durable)

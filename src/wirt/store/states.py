@@ -6,6 +6,9 @@ may states that were frozen from these machines: a family. Who stands on a state
 the records and manifests of the others, so nothing is counted and nothing can be miscounted;
 snapshots and templates hold it with a file in ``holds/``.
 
+The memory of a state is needed by name only to make machines of it: those that run have it
+mapped. So it goes as soon as nothing holds the state, and takes no room beyond its machines.
+
 Whoever builds on a state holds its lock shared until the record that names the state is
 published; a state is removed under the exclusive lock, when nobody needs it.
 """
@@ -20,10 +23,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import msgspec
 
 from wirt.errors import HostError, NotFound, UsageError, WirtError, WrongState
+from wirt.host.process_id import ProcessId
 from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error, sync_directory, write_file
 from wirt.store.layout import Home, StatePaths, private_directory
@@ -98,7 +103,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The host's clock when the guest was stopped: what the guest still believes."""
     pause: float = 0.0
     """Seconds that the source stood still."""
-    method: str
+    method: Literal["freeze", "stream"]
+    """``freeze``: saved without the memory; ``stream``: saved with it, and split."""
     image: str = ""
     image_id: str = ""
     guest_user: str = ""
@@ -124,7 +130,7 @@ class State(msgspec.Struct, frozen=True):
             if os.path.exists(path):
                 return path
         raise WrongState(
-            f"the memory of state {self.id} is gone: the host was restarted",
+            f"the memory of state {self.id} is gone: nothing held it, or the host was restarted",
             hint="its machines can be started; to fork, fork one of those",
         )
 
@@ -150,9 +156,9 @@ def new_state(home: Home) -> Iterator[StatePaths]:
         os.mkdir(paths.holds, 0o700)
         yield paths
     finally:
-        if not os.path.exists(paths.manifest):
-            _erase(home, paths)
         os.close(lock)
+        if not os.path.exists(paths.manifest):
+            _remove_unneeded(home, paths)
 
 
 def publish(paths: StatePaths, manifest: Manifest) -> State:
@@ -235,6 +241,43 @@ def release(state: State, label: str) -> None:
     """Give up a hold; ``collect`` removes what nobody needs."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(state.paths.holds, _label(label)))
+
+
+def process_label() -> str:
+    """Return the label of a hold that ends with this process."""
+    process = ProcessId.of(os.getpid())
+    return f"process.{os.getpid()}.{process.start_ticks if process else 0}"
+
+
+def _is_stale(label: str) -> bool:
+    kind, _, rest = label.partition(".")
+    pid, _, ticks = rest.partition(".")
+    if kind != "process" or not pid.isdigit() or not ticks.isdigit():
+        return False
+    return not ProcessId(int(pid), int(ticks)).alive()
+
+
+def drop_memory(home: Home, ident: str) -> None:
+    """Give up the memory of a state that nothing holds and nobody builds on."""
+    paths = home.state(ident)
+    for label in holds(paths):
+        if _is_stale(label):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(paths.holds, label))
+    try:
+        lock = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not holds(paths):
+            for path in (paths.memory, paths.kept_memory):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+    except BlockingIOError:
+        return  # somebody makes a machine of it
+    finally:
+        os.close(lock)
 
 
 def holds(paths: StatePaths) -> list[str]:
@@ -335,7 +378,9 @@ def sweep_states(home: Home) -> None:
                 shutil.rmtree(os.path.join(home.states, name), ignore_errors=True)
     for ident in state_ids(home):
         paths = home.state(ident)
-        if not os.path.exists(paths.manifest) and _is_old(paths.root):
+        if os.path.exists(paths.manifest):
+            drop_memory(home, ident)
+        elif _is_old(paths.root):
             _remove_unneeded(home, paths)
     _sweep_memory(home)
 

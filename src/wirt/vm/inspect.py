@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec
+from wirt.vm.network.uplinks import planned
+from wirt.vm.served import as_served, find_served
 from wirt.vm.start import DEFAULT_BINARY, command_line, runtime_of
 
 
@@ -38,6 +41,7 @@ def inspect(context: Context, name: str) -> dict[str, Any]:
         facts["accelerator"] = {"name": life.accelerator, "reason": life.accelerator_reason}
         facts["forwards"] = life.forwards
         facts["sockets"] = paths.runtime
+        facts["served"] = msgspec.to_builtins(life.served)
         with contextlib.suppress(WirtError):
             facts["confinement"] = msgspec.to_builtins(read_confinement(life.pid))
     return facts
@@ -54,5 +58,6 @@ def argv(context: Context, name: str) -> list[str]:
     accelerator = choose_accelerator(
         machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
     )
-    runtime = runtime_of(paths, machine, accelerator)
+    machine = as_served(machine, find_served(paths, machine))
+    runtime = replace(runtime_of(paths, machine, accelerator), uplinks=planned(machine))
     return command_line(machine, runtime, capabilities, found.record)

@@ -66,12 +66,11 @@ class Console:
     def __init__(self, selector: selectors.BaseSelector, settings: dict[str, Any]) -> None:
         self._selector = selector
         self._log = BoundedLog(settings["log"], settings["limit"])
-        self._guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._guest.connect(settings["device"])
+        self._guest = _device(settings)
         self._guest.setblocking(False)
         self._to_guest = b""
         self._viewers: dict[socket.socket, bytes] = {}
-        self._listener = _listen(settings["viewers"])
+        self._listener = _viewers(settings)
         selector.register(self._guest, selectors.EVENT_READ, self._serve_guest)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self.open = True
@@ -190,6 +189,22 @@ class Console:
         viewer.close()
 
 
+def _device(settings: dict[str, Any]) -> socket.socket:
+    if settings.get("device_fd") is not None:
+        return socket.socket(fileno=settings["device_fd"])
+    device = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    device.connect(settings["device"])
+    return device
+
+
+def _viewers(settings: dict[str, Any]) -> socket.socket:
+    if settings.get("viewers_fd") is None:
+        return _listen(settings["viewers"])
+    listener = socket.socket(fileno=settings["viewers_fd"])
+    listener.setblocking(False)
+    return listener
+
+
 def _listen(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -220,6 +235,20 @@ def _become(uid: int) -> None:
         os.setresuid(uid, uid, uid)
 
 
+def _hold(path: str) -> int:
+    """Open the memory file of the machine; -1 if it has none."""
+    with contextlib.suppress(OSError):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC) if path else -1
+    return -1
+
+
+def _give_back(path: str, fd: int) -> None:
+    """QEMU has ended: free its memory, unless that is frozen or another's by now."""
+    with contextlib.suppress(OSError):
+        if fd >= 0 and os.path.samestat(os.stat(path), os.fstat(fd)):
+            os.ftruncate(fd, 0)
+
+
 def main() -> int:
     with open(int(sys.argv[1]), "rb") as file:
         settings = json.loads(file.read())
@@ -230,12 +259,15 @@ def main() -> int:
     if messages is not None:
         log = BoundedLog(settings["messages_log"], settings["limit"])
         selector.register(messages, selectors.EVENT_READ, lambda _: _drain(messages, log, selector))
+    memory = _hold(settings["memory"])
     consoles = [Console(selector, one) for one in settings["consoles"]]
-    os.write(settings["ready_fd"], b"1")
+    with contextlib.suppress(BrokenPipeError):  # nobody waits where connections were given
+        os.write(settings["ready_fd"], b"1")
     os.close(settings["ready_fd"])
     while any(console.open for console in consoles) or (not consoles and selector.get_map()):
         for key, events in selector.select():
             key.data(events)
+    _give_back(settings["memory"], memory)
     return 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from wirt.errors import HostError
 from wirt.host.process import detach, spawn
@@ -16,6 +18,7 @@ from wirt.spec.machine import Machine
 from wirt.store.layout import VmPaths
 from wirt.store.record import Record
 from wirt.units import MIB
+from wirt.vm.sockets import listen
 
 LOG_LIMIT = 2 * MIB
 """Of each of the two files of a log."""
@@ -42,21 +45,30 @@ def console_log(paths: VmPaths, console: str) -> str:
 
 
 def start_keeper(
-    paths: VmPaths, record: Record, consoles: list[str], messages_fd: int | None
+    paths: VmPaths,
+    record: Record,
+    consoles: list[str],
+    messages_fd: int | None,
+    *,
+    devices: Mapping[str, int] | None = None,
 ) -> None:
     """Start the keeper and return when it is connected, so that no output is missed.
 
-    ``messages_fd`` is the reading end of QEMU's standard error. Raises HostError.
+    ``messages_fd`` is the reading end of QEMU's standard error. ``devices`` are connections
+    to all of the consoles: then output waits in them, and nobody waits for the keeper. Raises
+    HostError.
     """
     if not consoles and messages_fd is None:
         return
+    given: list[int] = []
     ready_read, ready_write = os.pipe()
     settings_fd = os.memfd_create("wirt-keeper")
     try:
-        settings = _settings(paths, record, consoles, messages_fd, ready_write)
+        entries = _consoles(paths, record, consoles, devices, given)
+        settings = _settings(paths, record, entries, messages_fd, ready_write)
         os.write(settings_fd, json.dumps(settings).encode())
         os.lseek(settings_fd, 0, os.SEEK_SET)
-        inherited = [settings_fd, ready_write]
+        inherited = [settings_fd, ready_write, *given, *(devices or {}).values()]
         if messages_fd is not None:
             inherited.append(messages_fd)
         script = os.path.join(os.path.dirname(__file__), "keeper.py")
@@ -71,16 +83,21 @@ def start_keeper(
         detach(process)
         os.close(ready_write)
         ready_write = -1
-        _await_ready(ready_read)
+        if devices is None:
+            _await_ready(ready_read)
     finally:
-        os.close(settings_fd)
-        os.close(ready_read)
+        for fd in (settings_fd, ready_read, *given):
+            os.close(fd)
         if ready_write >= 0:
             os.close(ready_write)
 
 
 def _settings(
-    paths: VmPaths, record: Record, consoles: list[str], messages_fd: int | None, ready_fd: int
+    paths: VmPaths,
+    record: Record,
+    consoles: list[dict[str, object]],
+    messages_fd: int | None,
+    ready_fd: int,
 ) -> dict[str, object]:
     return {
         "uid": record.uid,
@@ -88,16 +105,34 @@ def _settings(
         "ready_fd": ready_fd,
         "messages_fd": messages_fd,
         "messages_log": paths.qemu_log,
-        "consoles": [
-            {
-                "device": paths.socket(console),
-                "viewers": viewers_socket(paths, console),
-                "log": console_log(paths, console),
-                "limit": LOG_LIMIT,
-            }
-            for console in consoles
-        ],
+        "memory": paths.memory if record.run and record.run.memory == "file" else "",
+        "consoles": consoles,
     }
+
+
+def _consoles(
+    paths: VmPaths,
+    record: Record,
+    consoles: list[str],
+    devices: Mapping[str, int] | None,
+    given: list[int],
+) -> list[dict[str, object]]:
+    """Return what the keeper is told of each console; ``given`` gets its viewers' sockets."""
+    entries: list[dict[str, object]] = []
+    for console in consoles:
+        entry: dict[str, object] = {
+            "device": paths.socket(console),
+            "viewers": viewers_socket(paths, console),
+            "log": console_log(paths, console),
+            "limit": LOG_LIMIT,
+        }
+        if devices is not None:  # a viewer may come before the keeper is there
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(viewers_socket(paths, console))
+            given.append(listen(viewers_socket(paths, console), record.uid))
+            entry.update(device_fd=devices[console], viewers_fd=given[-1])
+        entries.append(entry)
+    return entries
 
 
 def _await_ready(fd: int) -> None:

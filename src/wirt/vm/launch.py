@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from wirt.errors import (
@@ -46,8 +47,30 @@ class Launched:
         os.close(self.messages_fd)
 
 
-def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: float) -> Launched:
-    """Start QEMU and connect to it within ``timeout`` seconds. Raises QemuError, Timeout."""
+@dataclass(slots=True)
+class Starting:
+    """A QEMU process that may not answer yet."""
+
+    process: subprocess.Popen[bytes]
+    messages_fd: int
+
+    def connect(self, qmp_socket: str, *, timeout: float) -> Launched:
+        """Return it when it answers; end it if it does not. Raises QemuError, Timeout."""
+        try:
+            qmp = _connect(self.process, qmp_socket, self.messages_fd, timeout)
+        except BaseException:
+            self.end()
+            raise
+        return Launched(self.process, qmp, self.messages_fd)
+
+    def end(self) -> None:
+        """Undo the start."""
+        end(self.process)
+        os.close(self.messages_fd)
+
+
+def begin(argv: list[str], inherit: Collection[int]) -> Starting:
+    """Start QEMU without waiting for it."""
     read_fd, write_fd = os.pipe()
     try:
         process = spawn(
@@ -59,13 +82,12 @@ def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: flo
         raise
     finally:
         os.close(write_fd)
-    try:
-        qmp = _connect(process, qmp_socket, read_fd, timeout)
-    except BaseException:
-        end(process)
-        os.close(read_fd)
-        raise
-    return Launched(process, qmp, read_fd)
+    return Starting(process, read_fd)
+
+
+def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: float) -> Launched:
+    """Start QEMU and connect to it within ``timeout`` seconds. Raises QemuError, Timeout."""
+    return begin(argv, inherit).connect(qmp_socket, timeout=timeout)
 
 
 def _connect(
@@ -102,6 +124,12 @@ def _answering(process: subprocess.Popen[bytes], path: str, timeout: float) -> Q
             return None
         raise
     return client
+
+
+def last_words(launched: Launched) -> WirtError:
+    """Say why a QEMU that was launched has ended, or is useless, and end it."""
+    end(launched.process)
+    return explain(_read_messages(launched.messages_fd), launched.process.returncode)
 
 
 def _read_messages(fd: int) -> str:

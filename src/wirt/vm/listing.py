@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from wirt.errors import WirtError
+from wirt.errors import NotFound, WirtError
 from wirt.store.layout import VmPaths
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record
@@ -12,6 +12,7 @@ from wirt.vm import state
 from wirt.vm.context import Context
 
 _AT_ONCE = 16
+_GONE = "gone"
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -43,12 +44,14 @@ def list_machines(context: Context) -> list[Row]:
             asked = pool.map(lambda index: _row(everything[index], ask=True), up)
             for index, row in zip(up, asked, strict=True):
                 rows[index] = row
-    return rows
+    return [row for row in rows if row.status != _GONE]
 
 
 def _row(paths: VmPaths, *, ask: bool) -> Row:
     try:
         found = state.look(paths, ask=ask)
+    except NotFound as error:
+        return Row(paths.name, _GONE, note=str(error))
     except WirtError as error:
         return Row(paths.name, "damaged", note=str(error))
     summary = state.summary_of(paths, found.record)

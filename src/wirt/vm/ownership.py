@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Collection
 
 from wirt.errors import HostError
-from wirt.host.confine import vm_uid
+from wirt.host.confine import switch_uid, vm_uid
 from wirt.image.base import AllowLocalFiles
 from wirt.image.open import open_image
 from wirt.qemu.block import is_read_only
@@ -29,7 +30,9 @@ def choose_uid(home: Home) -> int:
     """Return a uid that no other machine of this home has; 0 when not root."""
     if os.geteuid() != 0:
         return 0
-    used = {read_record(home.vm(name).record).uid for name in machine_names(home)}
+    records = [read_record(home.vm(name).record) for name in machine_names(home)]
+    used = {record.uid for record in records} | {record.group for record in records}
+    used.add(switch_uid())
     for _ in range(10 * _UIDS):
         uid = vm_uid(secrets.randbelow(_UIDS))
         if uid not in used:
@@ -65,8 +68,13 @@ def give(paths: VmPaths, record: Record) -> None:
         raise host_error(error, paths.root) from error
 
 
-def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
-    """Refuse files that the VM's uid cannot come to, before QEMU fails on them."""
+def require_reachable(
+    paths: VmPaths, machine: Machine, record: Record, served: Collection[int] = ()
+) -> None:
+    """Refuse files that the VM's uid cannot come to, before QEMU fails on them.
+
+    ``served`` are the indexes of the disks of which QEMU opens only the overlay, or nothing.
+    """
     if not record.uid:
         return
     closed = closed_directory(paths.disks, record.uid)
@@ -75,9 +83,9 @@ def require_reachable(paths: VmPaths, machine: Machine, record: Record) -> None:
             f"QEMU runs as uid {record.uid}, which may not pass {closed} to {paths.root}",
             hint=f"chmod o+x {closed}, or set WIRT_HOME to a place where every user may pass",
         )
-    for disk in machine.disks:
+    for disk in (one for index, one in enumerate(machine.disks) if index not in served):
         for backing in _backing_files(image_path(paths, disk), disk.format):
-            if not reachable(backing, record.uid, write=False):
+            if not reachable(backing, record.uid, group=record.group, write=False):
                 raise HostError(
                     f"QEMU runs as uid {record.uid}, which cannot read {backing}",
                     hint=f"wirt pull {backing} makes a shared image of it; or --own-disk",
@@ -98,9 +106,9 @@ def _backing_files(path: str, image_format: str) -> list[str]:
 
 
 def descriptors_needed(
-    paths: VmPaths, machine: Machine, record: Record
+    paths: VmPaths, machine: Machine, record: Record, served: Collection[int] = ()
 ) -> dict[str, tuple[int, bool]]:
-    """Open the images that the VM's uid cannot reach.
+    """Open the images that the VM's uid cannot reach, but for the disks ``served``.
 
     Returns path → (descriptor, read-only); the caller closes them. A user's own file is
     handed to QEMU as a descriptor instead of changing its owner or mode.
@@ -108,7 +116,7 @@ def descriptors_needed(
     if not record.uid:
         return {}
     opened: dict[str, tuple[int, bool]] = {}
-    for disk in machine.disks:
+    for disk in (one for index, one in enumerate(machine.disks) if index not in served):
         path = image_path(paths, disk)
         read_only = is_read_only(disk) or disk.discard_writes
         if not disk.image or reachable(path, record.uid, write=not read_only):
@@ -128,11 +136,11 @@ def close_all(opened: dict[str, tuple[int, bool]]) -> None:
         os.close(fd)
 
 
-def reachable(path: str, uid: int, *, write: bool) -> bool:
-    """True if ``uid``, a member of no group, can open ``path``."""
+def reachable(path: str, uid: int, *, group: int = 0, write: bool) -> bool:
+    """True if ``uid``, a member of no group but ``group``, can open ``path``."""
     path = os.path.realpath(path)
     want = stat.S_IROTH | (stat.S_IWOTH if write else 0)
-    return _grants(path, uid, want) and not closed_directory(path, uid)
+    return _grants(path, uid, want, group) and not closed_directory(path, uid)
 
 
 def closed_directory(path: str, uid: int) -> str:
@@ -145,8 +153,10 @@ def closed_directory(path: str, uid: int) -> str:
     return ""
 
 
-def _grants(path: str, uid: int, want: int) -> bool:
+def _grants(path: str, uid: int, want: int, group: int = 0) -> bool:
     info = os.stat(path)
     if info.st_uid == uid:
         want <<= 6
+    elif group and info.st_gid == group:
+        want <<= 3
     return info.st_mode & want == want

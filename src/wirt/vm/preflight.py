@@ -85,11 +85,12 @@ def _is_device(path: str) -> bool:
 
 def with_free_ports(machine: Machine) -> Machine:
     """Return ``machine`` with a free port in place of each 0. Raises Busy for a taken one."""
-    nics = tuple(_nic_with_ports(nic) for nic in machine.nics)
+    nics = tuple(nic_with_ports(nic) for nic in machine.nics)
     return msgspec.structs.replace(machine, nics=nics)
 
 
-def _nic_with_ports(nic: Nic) -> Nic:
+def nic_with_ports(nic: Nic) -> Nic:
+    """Do so for one card."""
     if not isinstance(nic.backend, User) or not nic.backend.forwards:
         return nic
     forwards = tuple(_with_port(forward) for forward in nic.backend.forwards)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from wirt.errors import WrongState
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import locked, remove_machine, rename_machine
-from wirt.store.record import read_record
+from wirt.store.states import collect
 from wirt.vm import state
 from wirt.vm.context import Context
+from wirt.vm.forking.handover import recover
 from wirt.vm.stop import stop_locked
 
 
@@ -17,14 +18,19 @@ def remove(context: Context, name: str, *, force: bool = False) -> None:
     Images that were the user's own stay. Raises NotFound, WrongState.
     """
     with locked(context.home, name, waiting=context.say) as paths:
+        record = recover(context, paths)
+        if record.unborn:
+            return
         up = run_lock_is_held(paths.run_lock)
-        if up and read_record(paths.record).phase == "running" and not force:
+        if up and record.phase == "running" and not force:
             raise WrongState(
                 f"{name} is running", hint=f"wirt stop {name}, or wirt rm --force {name}"
             )
         if up:
             stop_locked(context, paths, timeout=0, force=True)
         remove_machine(context.home, paths)
+    if record.state:
+        collect(context.home, record.state)
 
 
 def rename(context: Context, old: str, new: str) -> None:

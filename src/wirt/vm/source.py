@@ -15,6 +15,7 @@ from wirt.errors import NotFound, NotThisFormat, SpecError
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
 from wirt.vm.context import Context
+from wirt.vm.served import can_be_served
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def check_backing_free(source: DiskFile) -> None:
     """Refuse an image that names other files: a stranger's image could name any of ours."""
     with open_image(source.path, format=source.format, with_backing=False) as image:
         name = image.info().backing_name
-    if name:
+    if name and not can_be_served(source.path, source.format):
         raise SpecError(
             f"{source.path} needs another file: {name}",
             hint=f"if you trust it: wirt img flatten {source.path}",

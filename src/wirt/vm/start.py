@@ -18,6 +18,7 @@ from wirt.catalog.image import TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
+from wirt.host.holders import kill_holders
 from wirt.host.process import detach, find_program
 from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
@@ -28,17 +29,28 @@ from wirt.qemu.nic import unplugged_links
 from wirt.qemu.render import argv as render
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
-from wirt.spec.nic import User
+from wirt.spec.nic import Switch
+from wirt.store.atomic import write_file
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held, take_run_lock
 from wirt.store.machines import locked, prepare
-from wirt.store.record import Record, Run, read_record, write_record
+from wirt.store.record import Record, Run, ServedImage, Wire, read_record, write_record
 from wirt.vm import discard, firmware, ownership, preflight, state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, summarise
+from wirt.vm.disk_serving import (
+    end_disk_server,
+    ensure_disk_server,
+    start_disk_server,
+    with_server,
+)
+from wirt.vm.forking.handover import recover
 from wirt.vm.keeping import console_names, start_keeper
 from wirt.vm.launch import Launched, launch
+from wirt.vm.memory import prepare_memory, remove_memory
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import Uplinks, open_forwards, release_all, uplinks_for
+from wirt.vm.served import as_served, find_served, sockets
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -51,10 +63,21 @@ def start(context: Context, name: str, *, paused: bool = False) -> bool:
     """
     prepare(context.home)
     with locked(context.home, name, waiting=context.say) as paths:
+        recover(context, paths)
         if _go_on(paths):
             return False
         start_locked(context, paths, paused=paused)
-        return True
+    if any(isinstance(wire.nic.backend, Switch) for wire in _wires(paths)):
+        # Its switch may have been down, and others on it are to be plugged in again.
+        from wirt.vm.network.mend import mend
+
+        mend(context)
+    return True
+
+
+def _wires(paths: VmPaths) -> tuple[Wire, ...]:
+    run = read_record(paths.record).run
+    return run.wires if run is not None else ()
 
 
 def _go_on(paths: VmPaths) -> bool:
@@ -63,52 +86,15 @@ def _go_on(paths: VmPaths) -> bool:
     if not run_lock_is_held(paths.run_lock):
         return False
     if record.phase != "running":
-        end_unstarted(paths)
+        kill_holders(paths.run_lock)  # its guest never ran, so nothing is lost
         return False
+    if record.run and record.run.served:
+        ensure_disk_server(paths, record, load_spec(paths))
     if record.run and not record.run.paused_on_request:
         with connect(paths, record) as qmp:
             if qmp.execute("query-status", reply=StatusInfo).status == "prelaunch":
                 qmp.execute("cont")
     return True
-
-
-def end_unstarted(paths: VmPaths) -> None:
-    """End a QEMU whose start was killed: its guest never ran, so nothing is lost."""
-    holders = processes_with(paths.run_lock)
-    for process in holders:
-        process.kill()
-    for process in holders:
-        process.wait(10.0)
-
-
-def processes_with(path: str) -> list[ProcessId]:
-    """Return the processes that have ``path`` open, as far as we may look."""
-    try:
-        wanted = os.stat(path)
-    except FileNotFoundError:
-        return []
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid() and _has_open(entry, wanted):
-            process = ProcessId.of(int(entry))
-            if process is not None:
-                found.append(process)
-    return found
-
-
-def _has_open(pid: str, wanted: os.stat_result) -> bool:
-    directory = f"/proc/{pid}/fd"
-    try:
-        return any(_same(f"{directory}/{fd}", wanted) for fd in os.listdir(directory))
-    except OSError:
-        return False  # gone, or another user's
-
-
-def _same(path: str, wanted: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), wanted)
-    except OSError:
-        return False
 
 
 def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> None:
@@ -123,13 +109,37 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     warning = preflight.check_memory(machine)
     if warning:
         context.say(warning)
+    end_disk_server(record.run)
+    images = find_served(paths, machine)
+    machine = as_served(machine, images)
+    for image in images:
+        access = "read-only" if image.read_only else "read-write"
+        context.say(f"disk {image.disk} is served to QEMU, {access}: {image.why}")
+    served = {image.disk for image in images}
     preflight.check_images(paths, machine)
     discard.make_overlays(paths, machine)
-    ownership.require_reachable(paths, machine, record)
+    ownership.require_reachable(paths, machine, record, served)
     machine = preflight.with_free_ports(machine)
-    descriptors = ownership.descriptors_needed(paths, machine, record)
+    if record.run is not None:  # it ended by itself, and nobody cleaned up behind it
+        release_all(context, paths.name, record.run.wires)
+    descriptors = ownership.descriptors_needed(
+        paths, machine, record, {image.disk for image in images if not image.below}
+    )
+    memory = prepare_memory(context, paths, machine, record, accelerator)
+    write_file(paths.started, msgspec.json.encode(machine), durable=False)
+    machine = for_tcg(machine, record, accelerator.name)
+    runtime = replace(
+        runtime_of(paths, machine, accelerator),
+        fd_paths={image: fd for image, (fd, _) in descriptors.items()},
+        memory_file=memory,
+        memory_shared=bool(memory),
+    )
     try:
-        _start(paths, machine, record, capabilities, accelerator, descriptors, paused=paused)
+        with uplinks_for(context, machine) as uplinks:
+            _start(
+                paths, machine, record, capabilities, accelerator, runtime, images, uplinks,
+                paused=paused,
+            )  # fmt: skip
     finally:
         ownership.close_all(descriptors)
         discard.remove_overlays(paths, machine)
@@ -141,13 +151,13 @@ def _start(
     record: Record,
     capabilities: Capabilities,
     accelerator: Accelerator,
-    descriptors: dict[str, tuple[int, bool]],
+    runtime: Runtime,
+    images: tuple[ServedImage, ...],
+    uplinks: Uplinks,
     *,
     paused: bool,
 ) -> None:
-    machine = _for_tcg(machine, record, accelerator)
-    fds = {image: fd for image, (fd, _) in descriptors.items()}
-    runtime = replace(runtime_of(paths, machine, accelerator), fd_paths=fds)
+    runtime = replace(runtime, uplinks=uplinks.values)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -158,14 +168,18 @@ def _start(
         accelerator_reason=accelerator.reason,
         argv=tuple(line),
         paused_on_request=paused,
-        forwards=_forwards(machine),
+        forwards=open_forwards(machine.nics),
+        wires=tuple(uplinks.wires),
+        memory="file" if runtime.memory_file else "anonymous",
+        served=images,
     )
     ownership.make_runtime(paths, record)
     ownership.give(paths, record)
-    record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
-    write_record(paths.record, record)
     try:
-        launched = _launch(paths, line, list(runtime.fd_paths.values()))
+        run = with_server(run, start_disk_server(paths, record, machine, images))
+        record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
+        write_record(paths.record, record)
+        launched = _launch(paths, line, [*runtime.fd_paths.values(), *uplinks.fds])
         try:
             _settle(paths, machine, record, run, launched)
         except BaseException:
@@ -174,6 +188,7 @@ def _start(
         finally:
             launched.close()
     except BaseException as error:
+        end_disk_server(run, patience=1.0)
         _record_failure(paths, record, error)
         raise
 
@@ -208,6 +223,7 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     import shutil
 
     shutil.rmtree(paths.runtime, ignore_errors=True)
+    remove_memory(paths)
     why = error.message if isinstance(error, WirtError) else "the start was interrupted"
     write_record(
         paths.record,
@@ -215,10 +231,10 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     )
 
 
-def _for_tcg(machine: Machine, record: Record, accelerator: Accelerator) -> Machine:
+def for_tcg(machine: Machine, record: Record, accelerator: str) -> Machine:
     """A kernel of our own image need not guard a CPU that is emulated."""
     boot = machine.boot
-    if accelerator.name != "tcg" or not record.image_id or not boot.cmdline:
+    if accelerator != "tcg" or not record.image_id or not boot.cmdline:
         return machine
     boot = msgspec.structs.replace(boot, cmdline=f"{boot.cmdline} {TCG_ARGUMENTS}")
     return msgspec.structs.replace(machine, boot=boot)
@@ -235,6 +251,7 @@ def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Ru
         firmware_code=files.code if files else "",
         uefi_variables=variables,
         host_devices=preflight.host_devices(paths, machine),
+        served=sockets(paths, machine, find_served(paths, machine)),
         overlays=discard.overlay_paths(paths, machine),
         paused=True,
     )
@@ -246,13 +263,5 @@ def command_line(
     """Return QEMU's command line with what confines it in front."""
     binary = find_program(machine.qemu.binary or DEFAULT_BINARY)
     line = render(binary, arguments(machine, runtime, capabilities))
-    return [*confinement(record.uid, kvm=runtime.accelerator == "kvm"), *line]
-
-
-def _forwards(machine: Machine) -> tuple[tuple[str, int, int], ...]:
-    return tuple(
-        (forward.protocol, forward.host_port, forward.guest_port)
-        for nic in machine.nics
-        if isinstance(nic.backend, User)
-        for forward in nic.backend.forwards
-    )
+    kvm = runtime.accelerator == "kvm"
+    return [*confinement(record.uid, kvm=kvm, group=record.group), *line]

@@ -6,11 +6,12 @@ import os
 
 import msgspec
 
-from wirt.errors import ProtocolError, Timeout, WirtError, WrongState
+from wirt.errors import NotFound, ProtocolError, Timeout, WirtError, WrongState
 from wirt.host.process_id import ProcessId
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
 from wirt.store.record import Record, Summary, read_record
+from wirt.vm.context import Context
 
 _WORDS = {
     "prelaunch": "starting",
@@ -41,8 +42,13 @@ def boot_id() -> str:
 
 
 def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
-    """Return the state of a machine. With ``ask``, QEMU says whether it runs or is paused."""
+    """Return the state of a machine. With ``ask``, QEMU says whether it runs or is paused.
+
+    Raises NotFound for a fork whose maker was killed before it ran.
+    """
     record = read_record(paths.record)
+    if record.handover is not None or record.unborn:
+        record = _settled(paths)
     if not run_lock_is_held(paths.run_lock):
         return VmState(paths.name, "stopped", record, _why_stopped(record))
     if record.phase != "running":
@@ -58,6 +64,16 @@ def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
     return VmState(paths.name, _WORDS.get(status, status), record)
 
 
+def _settled(paths: VmPaths) -> Record:
+    """A fork is going on; or it was killed, and whoever looks brings it to an end."""
+    from wirt.vm.forking.handover import recover_if_abandoned
+
+    recover_if_abandoned(Context(paths.home), paths)
+    if not os.path.isdir(paths.root):
+        raise NotFound(f"the fork {paths.name} was interrupted before it ran, and is undone")
+    return read_record(paths.record)
+
+
 def _why_stopped(record: Record) -> str:
     if record.phase == "stopped" or record.run is None:
         return record.ended
@@ -68,7 +84,7 @@ def _why_stopped(record: Record) -> str:
 
 def process_of(record: Record) -> ProcessId | None:
     """Return the recorded QEMU process, if there is one."""
-    return ProcessId(record.run.pid, record.run.start_ticks) if record.run else None
+    return record.run.process if record.run else None
 
 
 def require_running(paths: VmPaths) -> VmState:

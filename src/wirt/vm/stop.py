@@ -18,19 +18,23 @@ from wirt.errors import (
     WirtError,
     WrongState,
 )
+from wirt.host.holders import kill_holders, processes_with
 from wirt.host.process_id import ProcessId
 from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import locked
-from wirt.store.record import Record, read_record, write_record
+from wirt.store.record import Record, write_record
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.disk_serving import end_disk_server
+from wirt.vm.forking.handover import recover
+from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import release_all
 from wirt.vm.session import guest_session
-from wirt.vm.start import end_unstarted, processes_with
 
 DEFAULT_SECONDS = 90.0
 _QUIT_SECONDS = 15.0
@@ -53,20 +57,20 @@ def stop(
 
 def stop_locked(context: Context, paths: VmPaths, *, timeout: float, force: bool) -> bool:
     """Stop a machine whose lock the caller holds."""
-    record = read_record(paths.record)
+    record = recover(context, paths)
     if not run_lock_is_held(paths.run_lock):
         if record.phase != "stopped":
-            settle(paths, record, state.look(paths, ask=False).note)
+            settle(context, paths, record, state.look(paths, ask=False).note)
         return False
     process = state.process_of(record)
     if record.phase != "running" or process is None:
-        end_unstarted(paths)
-        settle(paths, record, "its start was interrupted")
+        kill_holders(paths.run_lock)
+        settle(context, paths, record, "its start was interrupted")
         return True
     how = _power_off(context, paths, record, process, timeout) if not force else ""
     if not how:
         how = _quit(paths, record, process)
-    settle(paths, record, how)
+    settle(context, paths, record, how)
     return True
 
 
@@ -136,11 +140,15 @@ def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
     return "QEMU did not answer and was killed"
 
 
-def settle(paths: VmPaths, record: Record, ended: str) -> None:
-    """Record that a machine is down, and remove its sockets."""
+def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None:
+    """Record that a machine is down, and remove its sockets and what its cards left."""
     for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
         process.wait(_QUIT_SECONDS)
+    if record.run is not None:
+        release_all(context, paths.name, record.run.wires)
+    end_disk_server(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
+    remove_memory(paths)
     write_record(
         paths.record, msgspec.structs.replace(record, phase="stopped", run=None, ended=ended)
     )
@@ -158,6 +166,7 @@ def resume(context: Context, name: str) -> None:
 
 def _vcpus(context: Context, name: str, command: str) -> None:
     with locked(context.home, name, waiting=context.say) as paths:
+        recover(context, paths)
         found = state.require_running(paths)
         with connect(paths, found.record) as qmp:
             qmp.execute(command)

@@ -17,6 +17,8 @@ from wirt.vm.copy import copy_in, copy_out
 from wirt.vm.create import Wish
 from wirt.vm.description import load_spec
 from wirt.vm.execute import Order, execute
+from wirt.vm.forking.fork import fork, names_for
+from wirt.vm.forking.spawn import Wish as Spawn
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
 from wirt.vm.screen import screenshot
@@ -144,6 +146,19 @@ class Vm:
     def console_log(self) -> bytes:
         """Return what the guest printed, as far as the bounded log keeps it."""
         return b"".join(logs.read(self.context, self.name))
+
+    def fork(
+        self, name: str = "", *, same_identity: bool = False, keep_process: bool = False
+    ) -> Vm:
+        """Make a running copy of this running machine, copy-on-write; this one goes on.
+
+        The copy is a machine of its own name, random numbers and addresses, unless
+        ``same_identity``. ``wirt.vm.forking.fork.fork`` makes many, and tells what it cost.
+        """
+        new = name or names_for(self.context, self.name, 1)[0]
+        wish = Spawn(same_identity=same_identity)
+        fork(self.context, self.name, [new], wish=wish, keep_process=keep_process)
+        return replace(self, name=new)
 
     def rename(self, new: str) -> Vm:
         """Give a machine that is down another name."""

@@ -15,7 +15,7 @@ from itertools import pairwise
 import pytest
 
 from tests.image.formats.support import MIB, chain_read, exercised, made, mutated, opened, read_all
-from tests.image.qcow2.powercut import Log, Recorder, cut
+from tests.image.powercut import Log, Recorder, cut
 from wirt.errors import CorruptImage, ImageAccessDenied, UnsupportedImage, UsageError
 from wirt.image.base import ExtentKind, OpenOptions
 from wirt.image.commit import commit

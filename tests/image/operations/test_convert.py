@@ -144,6 +144,17 @@ def test_zeros_are_not_stored_unless_asked_for(tmp_path):
         assert sum(e.length for e in chain_extents(image) if e.kind.value == "data") == 4 * MIB
 
 
+def test_overlays_among_several_sources_keep_what_their_backing_images_hold(tmp_path):
+    below = patterned(8, MIB, 4096)
+    (tmp_path / "below.raw").write_bytes(below)
+    first, second, target = (tmp_path / name for name in ("a.qcow2", "b.qcow2", "t.raw"))
+    create_image(str(first), "qcow2", MIB, backing="below.raw", backing_format="raw")
+    create_image(str(second), "qcow2", MIB)
+    with opened(first) as one, opened(second) as other:
+        convert([one, other], str(target), "raw")
+    assert target.read_bytes() == below + bytes(MIB)
+
+
 def test_several_sources_follow_one_another(tmp_path):
     parts = []
     for number, size in enumerate((MIB, 65 * KIB, 3 * MIB)):

@@ -204,10 +204,10 @@ def test_what_is_in_use_or_not_allowed_is_refused(tmp_path):
     for operation in (flatten, commit):
         with pytest.raises(ImageAccessDenied):
             operation(str(path), gate=Deny())
-    vdi = tmp_path / "d.vdi"
-    create_image(str(vdi), "vdi", MIB)
+    alone = tmp_path / "d.hds"
+    create_image(str(alone), "parallels", MIB)
     with pytest.raises(UnsupportedImage) as refused:
-        flatten(str(vdi))
+        flatten(str(alone))
     assert "convert" in refused.value.hint
     assert_identical(path, "qcow2", model)
     with pytest.raises(UsageError, match="no backing image"):

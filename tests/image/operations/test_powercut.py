@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.image.operations.support import patterned
-from tests.image.qcow2.powercut import Event, Recorder, cut
+from tests.image.powercut import Event, Recorder, cut
 from tests.image.qcow2.support import Memory
 from wirt.image.base import OpenOptions
 from wirt.image.commit import write_down

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.image.qcow2.powercut import Recorder, cut
+from tests.image.powercut import Recorder, cut
 from tests.image.qcow2.support import Memory, assert_disk, create, open_image, qemu_img
 from wirt.errors import ImageIoError, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.image.qcow2.powercut import Recorder
+from tests.image.powercut import Recorder
 from tests.image.qcow2.support import Memory
 from tests.image.qcow2.test_powercut import Session, run_cuts, snapshot_session, write_session
 from wirt.errors import CorruptImage, ImageError, ImageIoError, ImageNoSpace, OutOfBounds

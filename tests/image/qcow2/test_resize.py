@@ -112,7 +112,7 @@ def test_what_the_format_cannot_hold_is_refused():
         ({"compat": "0.10", "lazy_refcounts": "on"}, "Lazy"),
         ({"compat": "0.10", "refcount_bits": "1"}, "Different refcount"),
         ({"compat": "0.10", "compression_type": "zstd"}, "Compression"),
-        ({"compat": "9"}, "compat"),
+        ({"compat": "9"}, "version"),
         ({"cluster_size": "300"}, "Cluster size"),
         ({"refcount_bits": "3"}, "Refcount width"),
         ({"extended_l2": "on", "cluster_size": "4096"}, "Extended"),

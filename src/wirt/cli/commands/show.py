@@ -47,11 +47,15 @@ def _print(facts: dict[str, Any]) -> None:
     machine = facts.pop("machine")
     confinement = facts.pop("confinement", None)
     accelerator = facts.pop("accelerator", None)
+    served = facts.pop("served", ())
     for key, value in facts.items():
         if value and key != "started":
             print(printable(f"{key:<12} {value}"))
     if accelerator:
         print(printable(f"{'accelerator':<12} {accelerator['name']}: {accelerator['reason']}"))
+    for image in served:
+        access = "read-only" if image["read_only"] else "read-write"
+        print(printable(f"{'served':<12} {image['path']}, {access}: {image['why']}"))
     if confinement:
         print(f"{'confined by':<12} {_confinement(confinement)}")
     for key, value in machine.items():

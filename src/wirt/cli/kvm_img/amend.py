@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from wirt.cli.kvm_img.cache import check_cache
 from wirt.cli.kvm_img.command import OPEN, opening, read_words
@@ -36,8 +37,12 @@ def run(words: Sequence[str]) -> int:
         try:
             _amend(opened, given)
         except WirtError as error:
-            raise failure_of(error) from error
+            failure = failure_of(error)
+            # What a new image calls its version, amend calls compat.
+            failure.message = failure.message.replace("version=v3", "compat=1.1")
+            raise failure from error
         finally:
+            progress.complete()
             progress.end()
     return 0
 
@@ -66,7 +71,7 @@ def _options(format_name: str, text: str) -> dict[str, str]:
             parse_options(text, (*AMENDMENT[format_name], *options_of(format_name)))
         except Failure:
             raise failure from None
-        failure.hint = "This option is only supported for image creation"
+        failure.hint = "This option is only supported for image creation\n"
         raise
 
 
@@ -76,7 +81,29 @@ def _amend(opened: Opened, given: dict[str, str]) -> None:
     amend = getattr(image, "amend", None)
     if amend is None:
         raise Failure(f"Format driver '{opened.format}' does not support option amendment")
-    if given:
-        amend(given)
+    _refuse_backing(opened, given)
+    # Version 2 cannot do all that version 3 can: go down last.
+    steps = [partial(_resize, opened, size), partial(amend, given) if given else _nothing]
+    for step in steps if given.get("compat") in {"0.10", "v2"} else reversed(steps):
+        step()
+
+
+def _nothing() -> None:
+    return
+
+
+def _refuse_backing(opened: Opened, given: dict[str, str]) -> None:
+    """A backing image may be named, but only the one that there is."""
+    info = opened.image.info()
+    name, kind = given.pop("backing_file", None), given.pop("backing_fmt", None)
+    if name not in {None, info.backing_name} or kind not in {None, info.backing_format}:
+        raise Failure(
+            "Cannot amend the backing file",
+            hint="You can use 'qemu-img rebase' instead.\n",
+        )
+
+
+def _resize(opened: Opened, size: str | None) -> None:
+    image = opened.image
     if size is not None and int(size) != image.virtual_size and isinstance(image, Resizable):
         image.resize(int(size))

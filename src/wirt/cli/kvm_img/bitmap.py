@@ -57,7 +57,17 @@ def run(words: Sequence[str]) -> int:
 def _act(image: Image, action: str, name: str, granularity: int, other: Image, source: str) -> None:
     failed = f"Operation {action} on bitmap {name} failed: "
     if not isinstance(image, HasBitmaps) or not isinstance(other, HasBitmaps):
-        raise Failure(f"{failed}Driver '{image.format_name}' does not support persistent bitmaps")
+        raise Failure(f"{failed}Can't store persistent bitmaps to #block0: Operation not supported")
+    if action == "add" and not image.can_have_bitmaps:
+        raise Failure(
+            f"{failed}Can't make bitmap '{name}' persistent in '#block0': Cannot store dirty "
+            "bitmaps in qcow2 v2 files"
+        )
+    if action == "merge" and image.virtual_size != other.virtual_size:
+        raise Failure(
+            f"{failed}Bitmaps are of different sizes (destination size is {image.virtual_size}, "
+            f"source size is {other.virtual_size}) and can't be merged"
+        )
     try:
         if action == "add":
             image.bitmap_add(name, granularity=granularity)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from wirt.cli.kvm_img.cache import check_cache
 from wirt.cli.kvm_img.command import OPEN, one_file, opening, read_words
 from wirt.cli.kvm_img.failure import Failure, failure_of
+from wirt.cli.kvm_img.naming import beside
 from wirt.cli.kvm_img.opening import Opened, full_backing_name, open_named
 from wirt.cli.kvm_img.progress import ProgressLine
 from wirt.cli.kvm_img.sizes import size_argument
@@ -31,6 +32,7 @@ def run(words: Sequence[str]) -> int:
         progress = ProgressLine(shown=parsed.has("p") and not quiet)
         try:
             _commit(opened, depth, rate, progress)
+            progress.complete()
             progress.end()
             if base is None and not parsed.has("d") and isinstance(opened.image, Overlay):
                 opened.image.make_empty()
@@ -52,9 +54,8 @@ def _depth(opened: Opened, name: str, base: str | None) -> int:
     while layer.backing is not None:
         depth += 1
         stored = layer.image.info().backing_name
-        if base in {stored, layer.backing.name} or _same_file(
-            base, full_backing_name(layer, stored)
-        ):
+        below = full_backing_name(layer, stored)
+        if base == stored or _same_file(beside(layer.path, base), below):
             return depth
         layer = layer.backing
     raise Failure(f"Did not find '{base}' in the backing chain of '{name}'")

@@ -37,23 +37,26 @@ def run(words: Sequence[str]) -> int:
                 budget=Budget(expansion=1 << 40),
                 progress=progress,
             )
-            progress.end(complete=result.identical)
+            if result.identical:
+                progress.complete()
+            common = min(one.image.virtual_size, other.image.virtual_size)
     except Failure as failure:
         raise failure.exiting(_TROUBLE) from failure
     except WirtError as error:
         raise failure_of(error).exiting(_UNREADABLE) from error
     if not quiet:
-        print("\n".join(_told(result)))
+        print("\n".join(_told(result, common)))
+    progress.end()
     return 0 if result.identical else 1
 
 
-def _told(result: Comparison) -> list[str]:
+def _told(result: Comparison, common: int) -> list[str]:
     lines = []
     if result.reason == "size":
         return ["Strict mode: Image size mismatch!"]
     if result.reason == "allocation":
         return [f"Strict mode: Offset {result.offset} block status mismatch!"]
-    if result.sizes_differ:
+    if result.sizes_differ and (result.identical or result.offset >= common):
         lines.append("Warning: Image size mismatch!")
     if result.identical:
         return [*lines, "Images are identical."]

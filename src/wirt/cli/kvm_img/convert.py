@@ -12,14 +12,14 @@ from wirt.cli.kvm_img.creation import Option, options_of, parse_options
 from wirt.cli.kvm_img.failure import Failure, failure_of, warn
 from wirt.cli.kvm_img.getopt import Words
 from wirt.cli.kvm_img.keyvalue import asks_for_help, joined
-from wirt.cli.kvm_img.making import Target, add_old_style, print_option_help
+from wirt.cli.kvm_img.making import Target, add_old_style, creation_failure, print_option_help
 from wirt.cli.kvm_img.objects import Secrets
 from wirt.cli.kvm_img.opening import Opened, Opening, known_format, open_named
 from wirt.cli.kvm_img.progress import ProgressLine
 from wirt.cli.kvm_img.protocols import local_path, protocol_name
 from wirt.cli.kvm_img.sizes import number_argument, size_argument
 from wirt.cli.kvm_img.source_snapshot import chosen_disk
-from wirt.errors import WirtError
+from wirt.errors import ImageInUse, WirtError
 from wirt.image.base import Budget, HasBitmaps, Image, WritableImage
 from wirt.image.concatenated import Concatenated
 from wirt.image.convert import Converted, ConvertSettings, convert, copy_into, new_target
@@ -80,12 +80,11 @@ def run(words: Sequence[str]) -> int:
     check_cache(parsed.last("T"), source=True)
     with ExitStack() as stack:
         progress = ProgressLine(shown=parsed.has("p") and not request.quiet)
-        complete = False
         try:
             _convert(request, stack, progress)
-            complete = True
+            progress.complete()
         finally:
-            progress.end(complete=complete)
+            progress.end()
     return 0
 
 
@@ -136,7 +135,7 @@ def _refuse_old(parsed: Words) -> None:
         raise Failure(
             "option -e is deprecated, please use '-o encryption' instead!",
             hint="AES encryption was insecure. Use LUKS: --object secret,id=s,file=PATH "
-            "-o encrypt.format=luks,encrypt.key-secret=s",
+            "-o encrypt.format=luks,encrypt.key-secret=s\n",
         )
     if parsed.has("6"):
         raise Failure("option -6 is deprecated, please use '-o compat6' instead!")
@@ -254,7 +253,7 @@ def _check_bitmaps(source: Image, *, skip: bool) -> None:
         if bitmap.in_use and not skip:
             raise Failure(
                 f"Cannot copy inconsistent bitmap '{bitmap.name}'",
-                hint="Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
+                hint="Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it\n",
             )
 
 
@@ -266,6 +265,7 @@ def _settings(request: Request, options: dict[str, str]) -> ConvertSettings:
         workers=request.workers if parsed.has("m") else 0,
         zero_unit=request.sparse,
         backing=request.backing,
+        backing_format=request.given.get("backing_fmt", ""),
         into_existing=request.into_existing,
         target_is_zero=parsed.has("target-is-zero"),
         offload=True if parsed.has("C") else None,
@@ -289,9 +289,12 @@ def _copy_into_new(request: Request, source: Image, progress: ProgressLine) -> C
     with ExitStack() as stack:
         try:
             place = stack.enter_context(new_target(path, request.format, size, settings))
-        except WirtError as error:
+        except ImageInUse as error:
+            error.path = request.target
             raise failure_of(error).prefixed(created) from error
-        secret = next((v for k, v in options.items() if k.endswith(".secret")), None)
+        except WirtError as error:
+            raise creation_failure(error, path).prefixed(created) from error
+        secret = options.get("secret", options.get("encrypt.secret"))
         return _worded(lambda: _fill(place, request, secret, source, settings, progress))
 
 

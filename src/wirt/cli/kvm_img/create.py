@@ -31,7 +31,7 @@ def run(words: Sequence[str]) -> int:
         raise Failure(
             "-e (AES encryption) is no more: it was insecure",
             hint="Use LUKS: --object secret,id=s,file=PATH -o encrypt.format=luks,"
-            "encrypt.key-secret=s",
+            "encrypt.key-secret=s\n",
         )
     if parsed.has("6"):
         options = f"{options},compat6=on" if options else "compat6=on"

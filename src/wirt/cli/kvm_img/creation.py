@@ -38,7 +38,11 @@ class Option:
         return value
 
     def _number(self, value: str) -> str:
-        number = number_argument(value, (1 << 64) - 1)
+        # As strtoull, which takes a negative number modulo 2^64.
+        most = (1 << 64) - 1
+        number = number_argument(value.removeprefix("-"), most)
+        if number is not None and value.startswith("-"):
+            number = -number & most
         if number is None:
             raise Failure(f"Parameter '{self.name}' expects a number")
         return str(number)
@@ -52,7 +56,7 @@ class Option:
             raise Failure(
                 f"Parameter '{self.name}' expects a non-negative number below 2^64",
                 hint="Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                "and exabytes, respectively.",
+                "and exabytes, respectively.\n",
             ) from None
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from wirt.cli.kvm_img.command import OPEN, SHARE, opening, read_words
 from wirt.cli.kvm_img.creation import options_of
-from wirt.cli.kvm_img.failure import Failure, failure_of, report
+from wirt.cli.kvm_img.failure import Failure, report
+from wirt.cli.kvm_img.making import creation_failure
 from wirt.cli.kvm_img.opening import Opened, known_format, open_named
 from wirt.cli.kvm_img.protocols import local_path, protocol_name
 from wirt.cli.kvm_img.sizes import INT64_MAX, INT_MAX, size_argument
@@ -63,4 +64,6 @@ def _copy(opened: Opened, given: dict[str, str], out: str, numbers: dict[str, in
     try:
         convert([part], local_path(name), out, ConvertSettings())
     except WirtError as error:
-        raise failure_of(error).prefixed(f"{name}: error while creating output image: ") from error
+        raise creation_failure(error, local_path(name)).prefixed(
+            f"{name}: error while creating output image: "
+        ) from error

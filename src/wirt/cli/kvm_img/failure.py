@@ -9,7 +9,7 @@ from wirt.errors import ImageError, ImageInUse, WirtError
 
 
 class Failure(Exception):
-    """One line for standard error, a hint printed below it as it is, and the exit code."""
+    """Lines for standard error, a hint that is printed below them as it is, and the exit code."""
 
     def __init__(self, message: str, *, hint: str = "", code: int = 1) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class Misuse(Failure):
     """The command line itself is wrong."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, hint=f"Try '{program()} --help' for more information")
+        super().__init__(message, hint=f"Try '{program()} --help' for more information\n")
 
 
 class Done(Exception):
@@ -44,7 +44,7 @@ def report(message: str, *, hint: str = "") -> None:
     for line in message.split("\n"):
         print(f"{program()}: {line}", file=sys.stderr)
     if hint:
-        print(hint, file=sys.stderr)
+        sys.stderr.write(hint)
 
 
 def warn(message: str) -> None:
@@ -54,7 +54,7 @@ def warn(message: str) -> None:
 def failure_of(error: WirtError) -> Failure:
     """Return the failure that tells what the engine met."""
     if isinstance(error, ImageInUse):
-        return Failure(error.message, hint=f"Is another process using the image [{error.path}]?")
+        return Failure(error.message, hint=f"Is another process using the image [{error.path}]?\n")
     if isinstance(error, ImageError):
         return Failure(error.message)
-    return Failure(error.message, hint=error.hint)
+    return Failure(error.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from wirt.cli.kvm_img.command import OPEN, SHARE, one_file, opening, read_words, wants_json
@@ -20,7 +21,7 @@ def run(words: Sequence[str]) -> int:
     )
     name = one_file(parsed)
     as_json = wants_json(parsed)
-    how = opening(parsed, with_backing=False)
+    how = replace(opening(parsed, with_backing=False), looks_only=True)
     chain = _collect(name, parsed.last("f"), how, whole=parsed.has("chain"))
     if not as_json:
         print("\n".join(text_of(layer) for layer in chain), end="")
@@ -35,8 +36,6 @@ def _collect(
     """Return what there is to say of the image, or of each layer of its chain."""
     layers: list[dict[str, Any]] = []
     seen: set[str] = set()
-    from dataclasses import replace
-
     while True:
         if name in seen:
             raise Failure(f"Backing file '{name}' creates an infinite loop.")

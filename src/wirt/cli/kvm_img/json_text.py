@@ -7,10 +7,12 @@ lie there. Text output has the same order, so programs (and people) are used to 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _CHAINS = 512
+_EMPTY = re.compile(r"^( *)(.*)([\[{])([\]}])(?=,?$)", re.MULTILINE)
 
 
 def _chain(key: str) -> int:
@@ -36,8 +38,9 @@ def in_order(value: Any) -> Any:
 
 
 def pretty(value: Any) -> str:
-    """Return indented JSON."""
-    return json.dumps(in_order(value), indent=4)
+    """Return indented JSON; an empty list or object takes two lines, as QEMU's do."""
+    text = json.dumps(in_order(value), indent=4)
+    return _EMPTY.sub(r"\1\2\3\n\1\4", text)
 
 
 def compact(value: Any) -> str:

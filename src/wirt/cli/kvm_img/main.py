@@ -17,7 +17,7 @@ COMMANDS = (
     "map", "measure", "snapshot", "rebase", "resize",
 )  # fmt: skip
 _GRAMMAR = Grammar("hVT:", {"help": "h", "version": "V", "trace": "T:"})
-_INTERRUPTED = 130
+_INTERRUPTED, _DEFECT = 130, 70
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _failed(failure_of(error))
     except KeyboardInterrupt:
         code = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last door: a user never sees a traceback
+        report(f"a defect in wirt: {type(error).__name__}: {error}")
+        code = _DEFECT
     try:
         sys.stdout.flush()
     except OSError:

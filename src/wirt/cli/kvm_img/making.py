@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +19,14 @@ from wirt.cli.kvm_img.naming import beside
 from wirt.cli.kvm_img.objects import Secrets
 from wirt.cli.kvm_img.opening import Opening, known_format, open_user_name
 from wirt.cli.kvm_img.protocols import local_path, protocol_name
-from wirt.errors import WirtError
+from wirt.errors import (
+    ImageAccessDenied,
+    ImageError,
+    ImageIoError,
+    ImageNoSpace,
+    UnsupportedImage,
+    WirtError,
+)
 from wirt.image.create import create_image
 
 
@@ -60,7 +68,8 @@ class Target:
 
     @property
     def size(self) -> int:
-        return int(self.options["size"])
+        """Whole sectors."""
+        return -(-int(self.options["size"]) // SECTOR) * SECTOR
 
     @property
     def backing(self) -> str:
@@ -115,8 +124,8 @@ class Target:
         try:
             opened = open_user_name(beside(self.name, backing), given, _LOOK)
         except Failure as failure:
-            hint = f"{failure.hint}\n" if failure.hint else ""
-            raise Failure(failure.message, hint=f"{hint}Could not open backing image.") from failure
+            hint = f"{failure.hint}Could not open backing image.\n"
+            raise Failure(failure.message, hint=hint) from failure
         with opened:
             if given is None:
                 raise Failure(
@@ -134,8 +143,21 @@ class Target:
             create_image(
                 local_path(self.name), self.format, self.size, options=self.engine_options()
             )
+        except (ImageNoSpace, UnsupportedImage) as error:
+            raise self._too_large(error) from error
         except WirtError as error:
-            raise failure_of(error) from error
+            raise creation_failure(error, local_path(self.name)) from error
+
+    def _too_large(self, error: ImageError) -> Failure:
+        """Say that the format cannot hold the disk, where that is so."""
+        if "too large" not in error.message:
+            return failure_of(error)
+        hint = " (try using a larger cluster size)" if "cluster_size" in self.in_force() else ""
+        return Failure(f"The image size is too large for file format '{self.format}'{hint}")
+
+    def in_force(self) -> set[str]:
+        """Return the names of the options that are set, by the user or by default."""
+        return {option.name for option in self.known if option.default} | set(self.options)
 
     def engine_options(self) -> dict[str, str]:
         """Return the options as the engine takes them: secrets themselves, no defaults."""
@@ -150,7 +172,16 @@ class Target:
         return options
 
 
-_LOOK = Opening(force_share=True)
+def creation_failure(error: WirtError, path: str) -> Failure:
+    """Return why the image at ``path`` could not be made."""
+    failure = failure_of(error)
+    if isinstance(error, ImageIoError | ImageAccessDenied) and not os.path.exists(path):
+        return failure.prefixed(f"Could not create '{path}': ")
+    return failure
+
+
+SECTOR = 512
+_LOOK = Opening(force_share=True, looks_only=True)
 
 
 def add_old_style(

@@ -10,8 +10,11 @@ from wirt.cli.kvm_img.command import OPEN, SHARE, one_file, opening, read_words,
 from wirt.cli.kvm_img.failure import Failure
 from wirt.cli.kvm_img.opening import Opened, open_named
 from wirt.cli.kvm_img.sizes import size_argument
-from wirt.image.base import Extent, ExtentKind, Image
+from wirt.image.base import Extent, ExtentKind, Image, Storage
 from wirt.image.extents import chain_extents
+from wirt.image.formats.qcow2.preallocation import is_preallocated
+
+_SHOWING = frozenset({"qcow2", "qcow", "qed", "vmdk", "parallels"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,26 @@ def _entries(opened: Opened, start: int, end: int) -> Iterator[Entry]:
     layers = [opened.image]
     while layers[-1].backing is not None:
         layers.append(layers[-1].backing)
+    preallocated = [is_preallocated(layer) for layer in layers]
     for extent in chain_extents(opened.image, start, end - start):
-        yield _entry(extent, layers[extent.depth])
+        entry = _entry(extent, layers[extent.depth])
+        if entry.data and preallocated[extent.depth] and extent.storage is not None:
+            yield from _with_holes(entry, extent.storage)
+        else:
+            yield entry
+
+
+def _with_holes(entry: Entry, storage: Storage) -> Iterator[Entry]:
+    """Allocated, but perhaps never written: the holes of the file below read as zeros."""
+    place = entry.offset or 0
+    end = place + entry.length
+    for at, length, is_data in storage.extents(place, entry.length):
+        start = entry.start + at - place
+        yield replace(entry, start=start, length=length, offset=at, zero=not is_data)
+    beyond = max(place, min(end, storage.size()))
+    if beyond < end:
+        start = entry.start + beyond - place
+        yield replace(entry, start=start, length=end - beyond, offset=beyond, zero=True)
 
 
 def _entry(extent: Extent, layer: Image) -> Entry:
@@ -75,18 +96,25 @@ def _entry(extent: Extent, layer: Image) -> Entry:
     # In a raw file holes are as present as data.
     place = extent.storage_offset
     name = "" if extent.storage is None else extent.storage.name
+    if place is None and extent.reserved_offset is not None:
+        place, name = extent.reserved_offset, layer.storage.name
     if layer.format_name == "raw" and place is None:
         place, name = extent.offset, layer.storage.name
     return Entry(
         start=extent.offset,
         length=extent.length,
         depth=extent.depth,
-        present=extent.kind is not ExtentKind.HOLE,
+        present=extent.kind is not ExtentKind.HOLE or not _shows_through(layer),
         zero=not data,
         data=data,
         offset=place,
         file="" if place is None else name,
     )
+
+
+def _shows_through(layer: Image) -> bool:
+    """Return whether a backing image could show through, as QEMU sees the format."""
+    return layer.format_name in _SHOWING
 
 
 def _joined(entries: Iterator[Entry]) -> Iterator[Entry]:
@@ -123,7 +151,7 @@ def _word(value: bool) -> str:
 def _print_text(entries: Iterator[Entry]) -> int:
     print(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
     for entry in entries:
-        if not entry.data:
+        if not entry.data or entry.zero:
             continue
         if entry.offset is None:
             raise Failure("File contains external, encrypted or compressed clusters.")

@@ -42,12 +42,17 @@ def run(words: Sequence[str]) -> int:
     with open_named(name, parsed.last("f"), opening(parsed)) as opened:
         disk = chosen_disk(opened, parsed.last("l"))
         secrets = Secrets(parsed.every("object"))
-        _print(_measured(out, options, None, disk, secrets), as_json=as_json)
+        _print(_measured(out, options, None, disk, secrets, opened.image), as_json=as_json)
     return 0
 
 
 def _measured(
-    name: str, options: str | None, size: int | None, source: Image | None, secrets: Secrets
+    name: str,
+    options: str | None,
+    size: int | None,
+    source: Image | None,
+    secrets: Secrets,
+    image: Image | None = None,
 ) -> Measure:
     known_format(name)
     known = options_of(name)
@@ -58,12 +63,15 @@ def _measured(
         raise Failure(f"Invalid options for file format '{name}'") from failure
     if size is not None:
         given["size"] = str(size)
+    if name not in {"raw", "qcow2", "luks"}:
+        raise Failure(f"Block driver '{name}' does not support size measurement")
     target = Target(name, name, known, given, secrets)
     try:
         return measure(
             name,
             size=int(given.get("size", "0")),
             source=source,
+            bitmaps_of=image,
             options=target.engine_options(),
         )
     except WirtError as error:

@@ -27,7 +27,7 @@ from wirt.cli.kvm_img.objects import Secrets
 from wirt.cli.kvm_img.protocols import PROTOCOLS, Access, local_path, protocol_name
 from wirt.cli.kvm_img.window import ImageStorage, Window
 from wirt.errors import UsageError, WirtError
-from wirt.image.base import AllowLocalFiles, Budget, Image, Storage
+from wirt.image.base import AllowLocalFiles, Budget, Checkable, Image, Storage
 from wirt.image.open import open_image
 from wirt.image.probe import claims
 from wirt.image.registry import FORMATS, find_format
@@ -44,6 +44,8 @@ class Opening:
     with_backing: bool = True
     allow_dirty: bool = False
     image_opts: bool = False
+    looks_only: bool = False
+    """No guest byte will be read, so an encrypted image opens without its passphrase."""
     writes_below: int = 0
     """Number of the layer below the first one that is to be opened for writing too."""
     secrets: Secrets = field(default_factory=Secrets)
@@ -59,7 +61,8 @@ class Opened:
     path: str
     """Of the file that the format lies in, where there is one."""
     tree: Tree = field(default_factory=dict)
-    probed: bool = False
+    by_user: bool = True
+    """The user wrote ``tree``; else an image did."""
     backing: Opened | None = None
     files: list[tuple[int, int]] = field(default_factory=list)
 
@@ -171,17 +174,16 @@ def _open_format(
     if _is_on(tree.get("read-only")):
         how = replace(how, writable=False)
     storage, path = _storage(below, how, by_user=by_user)
-    probed = driver is None
     try:
         known = driver or _probe(storage)
-        if probed and known == "raw" and how.writable:
+        if driver is None and known == "raw" and how.writable:
             _warn_of_raw(path or storage.name)
         _refuse_unknown(tree, format_options(known), f"Block format '{known}' does not support the")
         image = _image(storage, path, known, tree, how)
     except BaseException:
         storage.close()
         raise
-    opened = Opened(image, "", known, path, tree, probed)
+    opened = Opened(image, "", known, path, tree, by_user)
     opened.name = _shown_name(name, tree, below, path, known)
     try:
         _remember(opened, storage, files)
@@ -212,22 +214,47 @@ def _warn_of_raw(path: str) -> None:
 def _image(storage: Storage, path: str, known: str, tree: Tree, how: Opening) -> Image:
     if known == "raw" and ("offset" in tree or "size" in tree):
         storage = Window(storage, tree.get("offset"), tree.get("size"))
+    secret = _secret(tree, known, how)
     try:
-        return open_image(
+        image = open_image(
             path or storage.name,
             format=known,
             writable=how.writable,
             gate=AllowLocalFiles(),
             budget=_BUDGET,
-            secret=_secret(tree, known, how),
+            secret=secret,
             force_share=how.force_share,
             with_backing=known in {"vpc", "vhdx"} and how.with_backing,
-            allow_dirty=how.allow_dirty,
+            allow_dirty=how.allow_dirty or known == "qcow2",
             storage=storage,
             with_data_file="data-file" not in tree,
         )
     except WirtError as error:
         raise failure_of(error) from error
+    if secret is None and not how.looks_only and image.info().encrypted:
+        image.close()
+        option = "key-secret" if known == "luks" else "encrypt.key-secret"
+        raise Failure(f"Parameter '{option}' is required for cipher")
+    if how.writable and not how.allow_dirty and isinstance(image, Checkable):
+        try:
+            _make_clean(image)
+        except BaseException:
+            image.close()
+            raise
+    return image
+
+
+def _make_clean(image: Checkable) -> None:
+    """Repair an image that was not closed properly; refuse one that is known to be corrupt."""
+    info = image.info()
+    if info.specific.get("corrupt"):
+        raise Failure("qcow2: Image is corrupt; cannot be opened read/write")
+    if info.dirty:
+        try:
+            result = image.check(repair="all")
+        except WirtError as error:
+            raise failure_of(error).prefixed("Could not repair dirty image: ") from error
+        sys.stderr.write("".join(f"{message}\n" for message in result.messages))
 
 
 def _secret(tree: Tree, known: str, how: Opening) -> bytes | None:
@@ -243,8 +270,9 @@ def _shown_name(name: str | None, tree: Tree, below: Tree, path: str, known: str
     weighty = set(tree) & {"offset", "size", "backing", "data-file", "encrypt"}
     if path and not weighty:
         return path
-    inner = {"driver": "file", **below}
-    return json_name({**tree, "driver": known, "file": inner})
+    members = {**tree, "driver": known, "file": {"driver": "file", **below}}
+    encrypt = members.pop("encrypt", {})
+    return json_name(members | {f"encrypt.{key}": value for key, value in encrypt.items()})
 
 
 def _remember(opened: Opened, storage: Storage, files: list[tuple[int, int]]) -> None:
@@ -267,7 +295,7 @@ def _attach_data_file(opened: Opened, how: Opening) -> None:
         return
     if isinstance(options, str):
         raise Failure(f"Cannot find device='' nor node-name='{options}'")
-    attach(_storage(options, how, by_user=True)[0])
+    attach(_storage(options, how, by_user=opened.by_user)[0])
 
 
 def _attach_backing(opened: Opened, how: Opening) -> None:
@@ -283,18 +311,17 @@ def _attach_backing(opened: Opened, how: Opening) -> None:
         image_opts=False,
     )
     info = opened.image.info()
-    by_user = bool(below)
     try:
         if isinstance(below, str):
             raise Failure(f"Cannot find device='' nor node-name='{below}'")
         if "file" in below or "filename" in below:
-            opened.backing = _open(None, dict(below), how, opened.files, by_user=True)
+            opened.backing = _open(None, dict(below), how, opened.files, by_user=opened.by_user)
         elif info.backing_name:
             tree = dict(below)
             if info.backing_format:
                 tree.setdefault("driver", info.backing_format)
             name = full_backing_name(opened, info.backing_name)
-            opened.backing = _open(name, tree, how, opened.files, by_user=by_user)
+            opened.backing = _open(name, tree, how, opened.files, by_user=False)
         else:
             return
     except Failure as failure:

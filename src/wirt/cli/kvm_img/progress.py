@@ -25,8 +25,10 @@ class ProgressLine:
             sys.stdout.write(f"    ({percent:3.2f}/100%)\r")
             sys.stdout.flush()
 
-    def end(self, *, complete: bool = True) -> None:
-        if complete and self._last != 100.0:
+    def complete(self) -> None:
+        if self._last != 100.0:
             self._print(100.0)
+
+    def end(self) -> None:
         if self._shown:
             print()

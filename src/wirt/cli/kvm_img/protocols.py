@@ -1,7 +1,8 @@
 """Where an image's bytes may lie: a table of protocols, each opened to a storage.
 
-A new protocol is one more line in ``PROTOCOLS``. Those that do more than open a local file
-(``local`` is false) are opened only where the user names them, never because an image does.
+A new protocol is a scheme of the engine, or one more line in ``PROTOCOLS``. Those that do
+more than open a local file (``local`` is false) are opened only where the user names them,
+never because an image does.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 from wirt.cli.kvm_img.failure import Failure, failure_of
 from wirt.cli.kvm_img.naming import protocol_of
-from wirt.errors import ImageAccessDenied, ImageError, ImageInUse
+from wirt.errors import ImageAccessDenied, ImageError, ImageInUse, WirtError
 from wirt.image.base import Storage
 from wirt.image.open import open_file
+from wirt.image.storage.schemes import SCHEMES, find_scheme
 
 _FILE_OPTIONS = frozenset(
     {
@@ -64,7 +66,9 @@ def _is_device(name: str) -> bool:
 
 
 def local_path(name: str) -> str:
-    return name.removeprefix("file:")
+    """Return the path of a name of the protocol ``file``, or of a plain one."""
+    path = name.removeprefix("file:")
+    return f"./{path}" if path != name and protocol_of(path) else path
 
 
 def _open_file(options: Mapping[str, Any], access: Access) -> Storage:
@@ -127,10 +131,38 @@ def _open_null(options: Mapping[str, Any], _access: Access) -> Storage:
         raise Failure("Parameter 'size' expects a number") from None
 
 
+def _open_scheme(options: Mapping[str, Any], access: Access) -> Storage:
+    """Open a name of the engine's own schemes (``wirt.image.storage.schemes``)."""
+    name = str(options.get("filename") or _nbd_name(options))
+    scheme = find_scheme(name)
+    if scheme is None:
+        raise Failure(f"'{name}' is no name that can be opened")
+    try:
+        return scheme.open(name, access.writable)
+    except WirtError as error:
+        raise failure_of(error) from error
+
+
+def _nbd_name(options: Mapping[str, Any]) -> str:
+    """Return the name that the options of QEMU's nbd driver mean."""
+    server = {**options, **options["server"]} if "server" in options else options
+    export = f":exportname={options['export']}" if "export" in options else ""
+    if "path" in server:
+        return f"nbd:unix:{server['path']}{export}"
+    return f"nbd:{server.get('host', 'localhost')}:{server.get('port', 10809)}{export}"
+
+
 _NULL = Protocol(_open_null, frozenset({"size", "latency-ns", "read-zeroes"}))
 _FILE = Protocol(_open_file, _FILE_OPTIONS)
 
+_REMOTE = Protocol(
+    _open_scheme,
+    frozenset({"filename", "host", "port", "path", "export", "server", "url"}),
+    local=False,
+)
+
 PROTOCOLS: dict[str, Protocol] = {
+    **{prefix.rstrip(":"): _REMOTE for scheme in SCHEMES for prefix in scheme.prefixes},
     "file": _FILE,
     "host_device": _FILE,
     "null-co": _NULL,

@@ -10,6 +10,7 @@ from wirt.cli.kvm_img.command import OPEN, SHARE, one_file, opening, read_words
 from wirt.cli.kvm_img.failure import Failure, Misuse, failure_of
 from wirt.cli.kvm_img.opening import Opened, Opening, full_backing_name, open_named, open_user_name
 from wirt.cli.kvm_img.progress import ProgressLine
+from wirt.cli.kvm_img.protocols import PROTOCOLS
 from wirt.errors import UsageError, WirtError
 from wirt.image.base import Overlay
 from wirt.image.rebase import keep_what_differs
@@ -32,13 +33,15 @@ def run(words: Sequence[str]) -> int:
             look = replace(how, writable=False, force_share=parsed.has("U"), image_opts=False)
             _keep(opened, backing or "", backing_format, look, progress)
         _change(opened, backing, backing_format)
+        progress.complete()
         progress.end()
     return 0
 
 
 def _check_format(name: str | None) -> None:
+    """Protocols pass too: qemu-img knows them as formats of a kind."""
     try:
-        if name is not None:
+        if name is not None and name not in PROTOCOLS:
             find_format(name)
     except UsageError:
         raise Failure(f"Invalid format name: '{name}'") from None

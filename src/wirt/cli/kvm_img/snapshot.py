@@ -44,16 +44,19 @@ def _act(opened: Opened, action: str, name: str) -> None:
     elif action == "a":
         if not isinstance(image, HasSnapshots):
             raise Failure(
-                f"Could not apply snapshot '{name}': Block driver does not support internal "
-                "snapshots"
+                f"Could not apply snapshot '{name}': Block driver does not support snapshots"
             )
-        with _worded(f"Could not apply snapshot '{name}': ", f"Can't find snapshot '{name}'"):
+        missing = "Failed to load snapshot: No such file or directory"
+        with _worded(f"Could not apply snapshot '{name}': ", missing):
             image.snapshot_apply(name)
     elif action == "d":
-        if not isinstance(image, HasSnapshots):
+        # By name only: other than for -a, an id is none.
+        known = image.snapshots() if isinstance(image, HasSnapshots) else ()
+        chosen = next((snapshot for snapshot in known if snapshot.name == name), None)
+        if not isinstance(image, HasSnapshots) or chosen is None:
             raise Failure(f"Could not delete snapshot '{name}': snapshot not found")
         with _worded(f"Could not delete snapshot '{name}': ", "snapshot not found"):
-            image.snapshot_delete(name)
+            image.snapshot_delete(chosen.id)
 
 
 class _worded:  # noqa: N801 - reads as a function

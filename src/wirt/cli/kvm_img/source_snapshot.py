@@ -24,7 +24,7 @@ def chosen_disk(opened: Opened, wanted: str | None) -> Image:
     try:
         disk: Image = view(_identity(image, wanted))
     except NotFound:
-        raise Failure(f"Failed to load snapshot: Can't find snapshot '{wanted}'") from None
+        raise Failure("Failed to load snapshot: Can't find snapshot") from None
     return disk
 
 

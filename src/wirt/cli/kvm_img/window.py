@@ -23,7 +23,7 @@ class Window(Storage):
         self._start = _number("offset", offset) if offset is not None else 0
         if self._start > whole:
             raise Failure(
-                f"offset ({self._start}) cannot be greater than size of the containing file "
+                f"Offset ({self._start}) cannot be greater than size of the containing file "
                 f"({whole})"
             )
         room = whole - self._start
@@ -31,7 +31,7 @@ class Window(Storage):
         if size is not None and self._size > room:
             raise Failure(
                 f"The sum of offset ({self._start}) and size ({self._size}) has to be smaller or "
-                f"equal to the actual size of the containing file ({whole})"
+                f"equal to the  actual size of the containing file ({whole})"
             )
         if size is not None and self._size % _SECTOR:
             raise Failure("Specified size is not multiple of 512")

@@ -19,13 +19,15 @@ from wirt.image.base import (
     ExtentKind,
     Image,
     ImageInfo,
-    Resizable,
     Storage,
     WritableImage,
 )
+from wirt.image.zero_runs import data_runs
 
 SECTOR = 512
+CHECK_HINT = "check and repair it: wirt img check --repair"
 _FILL = bytes(1 << 20)
+_PAGE = 4096
 
 
 def read_exactly(storage: Storage, offset: int, length: int, what: str) -> bytes:
@@ -241,7 +243,7 @@ class BlockImage(MappedImage, WritableImage):
     def _append(self, content: bytes, *, align: int = SECTOR) -> int:
         """Write ``content`` behind all that is allocated; return where it lies."""
         place = -(-self._next // align) * align
-        self.storage.pwrite(place, content)
+        lay(self.storage, place, content)
         self._next = place + len(content)
         return place
 
@@ -260,15 +262,16 @@ class BlockImage(MappedImage, WritableImage):
             super().close()
 
 
-class ResizableBlockImage(BlockImage, Resizable):
-    """A block image whose table can grow and shrink."""
-
-    def _check_new_size(self, size: int, preallocation: str) -> None:
-        self._before_write()
-        if size < 0 or size % SECTOR:
-            raise OutOfBounds(f"a disk of {size} bytes is not made of sectors")
-        if preallocation != "off":
-            raise OutOfBounds(f"{self.format_name} images have no preallocation")
+def lay(storage: Storage, place: int, content: bytes) -> None:
+    """Write ``content``; zeros behind the file's end become a hole there."""
+    if place < storage.size():
+        storage.pwrite(place, content)
+        return
+    view = memoryview(content)
+    for start, end in data_runs(view, _PAGE):
+        storage.pwrite(place + start, view[start:end])
+    if storage.size() < place + len(view):
+        storage.truncate(place + len(view))
 
 
 def run_of_bits(bits: str, start: int) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from wirt.errors import (
     CorruptImage,
@@ -27,12 +27,14 @@ from wirt.errors import (
 from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
 from wirt.image.formats.cloop import inflate
 from wirt.image.formats.mapped import SECTOR, read_exactly, refuse_unknown, stored_size
+from wirt.image.formats.table_check import Use
 from wirt.image.formats.two_level import TwoLevelImage
 from wirt.image.sector_cipher import SectorCipher, make_cipher
 
 _HEADER = struct.Struct(">4sIQIIQBBHIQ")
 _MAGIC = b"QFI\xfb"
 _COMPRESSED = 1 << 63
+_LONGEST_NAME = 1023
 
 
 class QcowImage(TwoLevelImage):
@@ -40,9 +42,7 @@ class QcowImage(TwoLevelImage):
     _order = ">"
 
     def __init__(self, storage: Storage, options: OpenOptions) -> None:
-        super().__init__()
-        self.storage = storage
-        self.writable = options.writable
+        super().__init__(storage, options)
         head = storage.pread(0, _HEADER.size)
         if len(head) < _HEADER.size or head[:8] != _MAGIC + b"\0\0\0\1":
             raise NotThisFormat("there is no qcow 1 signature")
@@ -57,6 +57,7 @@ class QcowImage(TwoLevelImage):
         self._l2_entries = 1 << l2_bits
         entries = -(-size // (self._l2_entries * self.block_size))
         self._load_l1(storage, l1, entries, options.budget)
+        self._name_place = (at, length)
         self._cipher = self._make_cipher(crypt, options)
         self.backing_name = self._backing_name(at, length)
         self._last: tuple[int, bytes] = (-1, b"")
@@ -75,7 +76,7 @@ class QcowImage(TwoLevelImage):
     def _backing_name(self, at: int, length: int) -> str:
         if not at:
             return ""
-        if length > 1023:
+        if length > _LONGEST_NAME:
             raise CorruptImage(f"a backing file's name of {length} bytes")
         return os.fsdecode(read_exactly(self.storage, at, length, "the backing file's name"))
 
@@ -93,6 +94,51 @@ class QcowImage(TwoLevelImage):
             raise CorruptImage("a cluster lies beyond the end of the file", offset=offset)
         return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
 
+    def _place_of(self, index: int) -> int | None:
+        entry = self._entry(index)
+        return entry if entry and not entry & _COMPRESSED else None
+
+    @property
+    def _grid(self) -> int:
+        return 1
+
+    @property
+    def can_allocate(self) -> bool:
+        return self._cipher is None
+
+    def _metadata(self) -> Iterator[Use]:
+        yield Use(0, _HEADER.size, "the header")
+        if self._name_place[0]:
+            yield Use(*self._name_place, "the backing file's name")
+        yield Use(self._l1_offset, 8 * len(self._l1), "the L1 table")
+        yield from super()._metadata()
+
+    def _uses(self) -> Iterator[Use]:
+        yield from super()._uses()
+        for index in self._set_blocks():
+            entry = self._entry(index)
+            if entry & _COMPRESSED:
+                yield Use(*self._packed_place(entry), f"compressed cluster {index}", index)
+
+    def _packed_place(self, entry: int) -> tuple[int, int]:
+        shift = 63 - self._bits
+        return entry & (1 << shift) - 1, entry >> shift & self.block_size - 1
+
+    def set_backing(self, name: str | None, backing_format: str | None) -> None:
+        """Name another backing image: behind everything else, then in the header's sector."""
+        self._before_write()
+        self.flush()
+        data, place = os.fsencode(name or ""), 0
+        if len(data) > _LONGEST_NAME:
+            raise UsageError("the backing file's name is too long for qcow")
+        if data:
+            place = self._append(data, align=SECTOR)
+            self._next = -(-self._next // self.block_size) * self.block_size
+            self.storage.flush()
+        self.storage.pwrite(8, struct.pack(">QI", place, len(data)))
+        self.storage.flush()
+        self.backing_name, self._name_place = os.fsdecode(data), (place, len(data))
+
     def _read_packed(self, offset: int, length: int) -> bytes:
         parts = []
         while length:
@@ -108,9 +154,7 @@ class QcowImage(TwoLevelImage):
         if self._last[0] == entry:
             return self._last[1]
         if entry & _COMPRESSED:
-            shift = 63 - self._bits
-            length = entry >> shift & self.block_size - 1
-            place = entry & (1 << shift) - 1
+            place, length = self._packed_place(entry)
             packed = read_exactly(self.storage, place, length, "a compressed cluster")
             content = inflate(packed, self.block_size, window=-15)
         else:
@@ -161,7 +205,7 @@ class QcowFormat(Format):
         """Options: ``backing_file`` (its format is not stored: it is found by its bytes)."""
         refuse_unknown(options, "backing_file", "backing_fmt")
         name = os.fsencode(options.get("backing_file", ""))
-        if len(name) > 1023:
+        if len(name) > _LONGEST_NAME:
             raise UsageError("the backing file's name is too long for qcow")
         size = -(-size // SECTOR) * SECTOR
         # QEMU's own choice: small clusters over a backing file, 4 KiB without.
@@ -172,7 +216,8 @@ class QcowFormat(Format):
             raise OutOfBounds("a qcow disk cannot be as large as this")
         at = _HEADER.size if name else 0
         head = _HEADER.pack(_MAGIC, 1, at, len(name), 0, size, bits, l2_bits, 0, 0, l1)
-        storage.pwrite(0, (head + name).ljust(l1, b"\0") + bytes(8 * entries))
+        end = -(-(l1 + 8 * entries) // SECTOR) * SECTOR
+        storage.pwrite(0, (head + name).ljust(end, b"\0"))
 
 
 FORMAT = QcowFormat()

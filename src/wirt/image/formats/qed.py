@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from wirt.errors import (
     CorruptImage,
@@ -26,12 +26,21 @@ from wirt.errors import (
     UsageError,
 )
 from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
-from wirt.image.formats.mapped import SECTOR, read_exactly, refuse_unknown, stored_size
+from wirt.image.formats.mapped import (
+    CHECK_HINT,
+    SECTOR,
+    read_exactly,
+    refuse_unknown,
+    stored_size,
+)
+from wirt.image.formats.table_check import Use
+from wirt.image.formats.table_image import ResizableTable
 from wirt.image.formats.two_level import TwoLevelImage
 
 _HEADER = struct.Struct("<4sIIIQQQQQII")
 _BACKING, _NEED_CHECK, _RAW_BACKING = 1, 2, 4
 _CLUSTER, _TABLE = 65536, 4
+_LONGEST_NAME = 1023
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,15 @@ class Header:
     l1: int
     size: int
     backing: tuple[int, int] = (0, 0)
+    compatible: int = 0
 
     @classmethod
     def parse(cls, data: bytes) -> Header:
         if len(data) < _HEADER.size or data[:4] != b"QED\0":
             raise NotThisFormat("there is no QED signature")
-        _, cluster, table, _, features, _, _, l1, size, at, length = _HEADER.unpack_from(data)
+        _, cluster, table, _, features, compatible, _, l1, size, at, length = _HEADER.unpack_from(
+            data
+        )
         if features & ~7:
             raise UnsupportedImage(f"unknown QED features {features & ~7:#x}")
         if (
@@ -59,26 +71,26 @@ class Header:
         entries = table * cluster // 8
         if size % SECTOR or size > entries * entries * cluster or size > 1 << 62:
             raise CorruptImage(f"a disk cannot have {size} bytes here")
-        return cls(cluster, table, features, l1, size, (at, length))
+        return cls(cluster, table, features, l1, size, (at, length), compatible)
 
     def pack(self) -> bytes:
         return _HEADER.pack(
-            b"QED\0", self.cluster, self.table, 1, self.features, 0, 0, self.l1, self.size,
-            *self.backing,
+            b"QED\0", self.cluster, self.table, 1, self.features, self.compatible, 0, self.l1,
+            self.size, *self.backing,
         )  # fmt: skip
 
 
-class QedImage(TwoLevelImage):
+class QedImage(TwoLevelImage, ResizableTable):
     format_name = "qed"
     _order = "<"
 
     def __init__(self, storage: Storage, options: OpenOptions) -> None:
-        super().__init__()
-        self.storage = storage
-        self.writable = options.writable
+        super().__init__(storage, options)
         self.header = Header.parse(storage.pread(0, _HEADER.size))
         if self.writable and self.header.features & _NEED_CHECK and not options.allow_dirty:
-            raise CorruptImage("the image was not closed and needs a check before it is written")
+            raise CorruptImage(
+                "the image was not closed and needs a check before it is written", hint=CHECK_HINT
+            )
         self.virtual_size = self.header.size
         self.block_size = self.header.cluster
         self._l2_entries = self.header.table * self.header.cluster // 8
@@ -91,7 +103,7 @@ class QedImage(TwoLevelImage):
         if not self.header.features & _BACKING:
             return ""
         at, length = self.header.backing
-        if length > 1023:
+        if length > _LONGEST_NAME:
             raise CorruptImage(f"a backing file's name of {length} bytes")
         return os.fsdecode(read_exactly(self.storage, at, length, "the backing file's name"))
 
@@ -108,11 +120,77 @@ class QedImage(TwoLevelImage):
             raise CorruptImage("a cluster lies outside the file", offset=offset)
         return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
 
+    def _place_of(self, index: int) -> int | None:
+        entry = self._entry(index)
+        return entry if entry > 1 else None
+
+    @property
+    def _grid(self) -> int:
+        return self.block_size
+
     def _zero(self, index: int) -> bool:
         if self._entry(index) > 1:
             return False
         self._set(index, 1)
         return True
+
+    def _metadata(self) -> Iterator[Use]:
+        yield Use(0, self.block_size, "the header")
+        yield Use(self.header.l1, self.header.table * self.block_size, "the L1 table")
+        yield from super()._metadata()
+
+    def _mark_clean(self) -> None:
+        if self.header.features & _NEED_CHECK:
+            self._write_header(replace(self.header, features=self.header.features & ~_NEED_CHECK))
+
+    def _write_header(self, header: Header) -> None:
+        """Write the header, which lies in one sector, durably."""
+        self.storage.flush()
+        self.storage.pwrite(0, header.pack())
+        self.storage.flush()
+        self.header = header
+
+    def _refuse_size(self, size: int) -> None:
+        if size > self._l2_entries**2 * self.block_size:
+            raise OutOfBounds(f"a QED disk with these clusters cannot have {size} bytes")
+
+    def _extend(self, blocks: int) -> None:
+        """Clear what a longer disk may have left behind in the tables."""
+        first = self._block_count
+        for index in range(first, min(blocks, len(self._l1) * self._l2_entries)):
+            if self._entry(index):
+                self._set(index, 0)
+        self._l1 += [0] * (-(-blocks // self._l2_entries) - len(self._l1))
+
+    def _switch(self, size: int) -> None:
+        if size > self.header.size:
+            self._publish([])
+            self.storage.pwrite(self._l1_offset, struct.pack(f"<{len(self._l1)}Q", *self._l1))
+        self._write_header(replace(self.header, size=size))
+
+    def set_backing(self, name: str | None, backing_format: str | None) -> None:
+        self._before_write()
+        self.flush()
+        features = self.header.features & ~(_BACKING | _RAW_BACKING)
+        place, data = (0, 0), os.fsencode(name or "")
+        if name is not None:
+            place = self._written_name(data)
+            features |= _BACKING | (_RAW_BACKING if backing_format == "raw" else 0)
+        header = replace(self.header, features=features, backing=place)
+        if place[0] == _HEADER.size:
+            self.storage.pwrite(0, header.pack() + data)
+        self._write_header(header)
+        self.backing_name = os.fsdecode(data)
+
+    def _written_name(self, name: bytes) -> tuple[int, int]:
+        """Return where the name lies: in the header's sector, or written beside the old one."""
+        if len(name) > _LONGEST_NAME:
+            raise UsageError("the backing file's name is too long for QED")
+        if _HEADER.size + len(name) <= SECTOR:
+            return _HEADER.size, len(name)
+        place = 2048 if self.header.backing[0] < 2048 else SECTOR
+        self.storage.pwrite(place, name)
+        return place, len(name)
 
     def info(self) -> ImageInfo:
         known = "raw" if self.header.features & _RAW_BACKING else ""
@@ -153,7 +231,7 @@ class QedFormat(Format):
         if size > entries * entries * _CLUSTER:
             raise OutOfBounds("a QED disk cannot be larger than 64 TiB")
         name = os.fsencode(options.get("backing_file", ""))
-        if len(name) > 1023:
+        if len(name) > _LONGEST_NAME:
             raise UsageError("the backing file's name is too long for QED")
         raw = _RAW_BACKING if options.get("backing_fmt") == "raw" else 0
         features = _BACKING | raw if name else 0

@@ -18,6 +18,7 @@ from wirt.image.base import (
 from wirt.image.storage.file import FileStorage
 
 _SECTOR = 512
+_BLOCK = 4096
 _ZEROES = bytes(1 << 20)
 
 
@@ -117,7 +118,7 @@ def preallocate(storage: Storage, start: int, end: int, how: str) -> None:
     if how == "off":
         return
     if how not in {"falloc", "full"}:
-        raise UsageError(f"raw images have no preallocation {how!r}", hint="off, falloc or full")
+        raise UsageError(f"Unsupported preallocation mode: {how}", hint="off, falloc or full")
     import os
 
     fd = storage.fileno()
@@ -148,6 +149,8 @@ class RawFormat(Format):
         if unknown:
             raise UsageError(f"Invalid parameter '{unknown[0]}'")
         storage.truncate(-(-size // _SECTOR) * _SECTOR)
+        # As QEMU: a hole at the start would hide from it how requests must be aligned.
+        storage.pwrite(0, memoryview(_ZEROES)[: _BLOCK if size >= _BLOCK else min(size, _SECTOR)])
         preallocate(storage, 0, size, options.get("preallocation", "off"))
 
 

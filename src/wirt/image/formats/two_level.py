@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from wirt.errors import CorruptImage
 from wirt.image.base import Budget, Storage
-from wirt.image.formats.mapped import BlockImage, read_exactly, read_metadata
+from wirt.image.formats.mapped import read_exactly, read_metadata
+from wirt.image.formats.table_check import Use
+from wirt.image.formats.table_image import OverlayTable
 
 _CACHED_TABLES = 64
 
 
-class TwoLevelImage(BlockImage):
+class TwoLevelImage(OverlayTable):
     """The tables; what an entry means is the format's."""
 
     _order: str
@@ -26,6 +29,7 @@ class TwoLevelImage(BlockImage):
         self._l1 = list(struct.unpack(f"{self._order}{entries}Q", raw))
         self._l2: dict[int, list[int]] = {}
         self._dirty_tables: set[int] = set()
+        self._align = self.block_size
         self._next = -(-storage.size() // self.block_size) * self.block_size
 
     def _table(self, number: int) -> list[int]:
@@ -53,8 +57,49 @@ class TwoLevelImage(BlockImage):
         self._table(number)[inside] = value
         self._dirty_tables.add(number)
 
-    def _store(self, index: int, content: bytes) -> None:
-        self._set(index, self._append(content, align=self.block_size))
+    def _point(self, index: int, place: int) -> None:
+        self._set(index, place)
+
+    def _forget(self, index: int) -> None:
+        self._set(index, 0)
+
+    def _is_set(self, index: int) -> bool:
+        return self._entry(index) != 0
+
+    def _set_blocks(self) -> Iterator[int]:
+        for number, place in enumerate(self._l1):
+            if place or number in self._l2:
+                first = number * self._l2_entries
+                last = min(first + self._l2_entries, self._block_count)
+                yield from (index for index in range(first, last) if self._is_set(index))
+
+    def _table_fits(self, place: int) -> bool:
+        return place % self._grid == 0 and place + 8 * self._l2_entries <= self.storage.size()
+
+    def _metadata(self) -> Iterator[Use]:
+        """Tables are numbered below ``NO_ENTRY``, so that a repair knows whose entry it takes."""
+        for number, place in enumerate(self._l1):
+            if place:
+                yield Use(place, 8 * self._l2_entries, f"L2 table {number}", -2 - number)
+
+    def _uses(self) -> Iterator[Use]:
+        broken = {number for number, at in enumerate(self._l1) if at and not self._table_fits(at)}
+        for number in broken:
+            self._l2[number] = [0] * self._l2_entries
+        yield from super()._uses()
+        for number in broken:
+            del self._l2[number]
+
+    def _forget_use(self, use: Use) -> None:
+        super()._forget_use(use)
+        if use.index < -1:
+            number = -2 - use.index
+            self._l1[number] = 0
+            self.storage.pwrite(self._l1_offset + 8 * number, bytes(8))
+
+    def _trim(self) -> None:
+        super()._trim()
+        self._next = -(-self._next // self.block_size) * self.block_size
 
     def _publish(self, indexes: list[int]) -> None:
         new = []

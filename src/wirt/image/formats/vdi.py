@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from wirt.errors import (
@@ -35,13 +35,15 @@ from wirt.errors import (
 )
 from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
 from wirt.image.formats.mapped import (
+    CHECK_HINT,
     SECTOR,
-    ResizableBlockImage,
     read_exactly,
     read_metadata,
     refuse_unknown,
     stored_size,
 )
+from wirt.image.formats.table_check import Use
+from wirt.image.formats.table_image import OverlayTable, ResizableTable
 from wirt.image.storage.file import FileStorage
 
 DYNAMIC, STATIC, DIFFERENCING = 1, 2, 4
@@ -51,6 +53,7 @@ _NOT_ALLOCATED, _ZERO = 0xFFFFFFFF, 0xFFFFFFFE
 _TEXT = b"<<< Oracle VM VirtualBox Disk Image >>>\n"
 _MIB = 1 << 20
 _MAX_BLOCKS = 0x3FFFFFFF
+_ENTRIES_OF_SECTOR = 128
 _PARENT = b"parent="
 
 
@@ -97,26 +100,38 @@ class Header:
         return data.ljust(512, b"\0")
 
 
-class VdiImage(ResizableBlockImage):
+class VdiImage(ResizableTable, OverlayTable):
+    """VirtualBox and QEMU put a new block behind as many as the header counts: so it counts
+    up to the last one in use, and blocks have no gaps between them.
+    """
+
     format_name = "vdi"
+    _keeps_parent_id = True
+    _align = SECTOR
 
     def __init__(self, storage: Storage, options: OpenOptions) -> None:
-        super().__init__()
-        self.storage = storage
-        self.writable = options.writable
+        super().__init__(storage, options)
         self._fresh = True
         self.header = Header.parse(storage.pread(0, 512))
+        self._layout = (self.header.map_offset, self.header.data_offset)
         self.virtual_size = self.header.size // SECTOR * SECTOR
         self.block_size = self.header.block_size
         count = self.header.blocks
         offset = self.header.map_offset
         raw = read_metadata(storage, offset, 4 * count, "the block map", options.budget)
-        self._map = list(struct.unpack(f"<{count}I", raw))
-        used = [number for number in self._map if number < _ZERO]
-        end = self.header.data_offset + (max(used, default=-1) + 1) * self.block_size
-        if self.writable and end > storage.size() + self.block_size:
-            raise CorruptImage("blocks lie beyond the end of the file")
-        self._next = end
+        self._map: list[int] = list(struct.unpack(f"<{count}I", raw))
+        if self.writable:
+            self._find_room(allow_dirty=options.allow_dirty)
+
+    def _find_room(self, *, allow_dirty: bool) -> None:
+        size = self.storage.size()
+        limit = max(0, -(-(size - self.header.data_offset) // self.block_size))
+        used = {number for number in self._map if number < _ZERO}
+        if max(used, default=-1) > limit and not allow_dirty:
+            raise CorruptImage("blocks lie beyond the end of the file", hint=CHECK_HINT)
+        inside = {number for number in used if number <= limit}
+        self._next = self.header.data_offset + (max(inside, default=-1) + 1) * self.block_size
+        self._gaps = sorted(set(range(max(inside, default=0))) - inside, reverse=True)
 
     def _run(self, offset: int, limit: int) -> Extent:
         index, inside = divmod(offset, self.block_size)
@@ -131,11 +146,34 @@ class VdiImage(ResizableBlockImage):
             raise CorruptImage(f"block {index} lies beyond the end of the file", offset=place)
         return Extent(offset, length, ExtentKind.DATA, storage=self.storage, storage_offset=place)
 
-    def _store(self, index: int, content: bytes) -> None:
-        place = self._next
-        self.storage.pwrite(place, content)
-        self._next = place + self.block_size
-        self._map[index] = (place - self.header.data_offset) // self.block_size
+    def _place_of(self, index: int) -> int | None:
+        number = self._map[index]
+        return self.header.data_offset + number * self.block_size if number < _ZERO else None
+
+    def _is_set(self, index: int) -> bool:
+        return self._map[index] != _NOT_ALLOCATED
+
+    def _point(self, index: int, place: int) -> None:
+        number = (place - self.header.data_offset) // self.block_size
+        if number >= _ZERO:
+            raise OutOfBounds("the file cannot grow further")
+        self._map[index] = number
+
+    def _forget(self, index: int) -> None:
+        self._map[index] = _NOT_ALLOCATED
+
+    def _new_place(self, index: int) -> int:
+        first, size = self.header.data_offset, self.block_size
+        if self._gaps:
+            number = self._gaps.pop()
+        else:
+            number = -(-(self._next - first) // size)
+            self._next = first + (number + 1) * size
+        place = first + number * size
+        self._point(index, place)
+        if self.storage.size() < place + size:
+            self.storage.truncate(place + size)
+        return place
 
     def _zero(self, index: int) -> bool:
         if self._map[index] < _ZERO:
@@ -143,16 +181,42 @@ class VdiImage(ResizableBlockImage):
         self._map[index] = _ZERO
         return True
 
+    def _metadata(self) -> Iterator[Use]:
+        yield Use(0, SECTOR, "the header")
+        length = self.header.data_offset - self.header.map_offset
+        yield Use(self.header.map_offset, length, "the block map")
+
+    def _own_faults(self) -> list[str]:
+        count = sum(number < _ZERO for number in self._map)
+        if count == self.header.allocated:
+            return []
+        return [f"the header counts {self.header.allocated} blocks, the map {count}"]
+
+    def _repair(self, *, everything: bool) -> None:
+        super()._repair(everything=everything)
+        faults = self._faults()
+        if not faults.beyond + faults.shared:
+            self._tighten()
+
     def _publish(self, indexes: list[int]) -> None:
-        for index in indexes:
-            entry = struct.pack("<I", self._map[index])
-            self.storage.pwrite(self.header.map_offset + 4 * index, entry)
+        # Counted first: another writer must not take a place that the map names already.
+        self._write_header(at_least=self.header.allocated)
+        self.storage.flush()
+        for page in sorted({index // _ENTRIES_OF_SECTOR for index in indexes}):
+            start = page * _ENTRIES_OF_SECTOR
+            # A map that is about to grow is longer than its place in the file.
+            entries = self._map[start : min(start + _ENTRIES_OF_SECTOR, self.header.blocks)]
+            place = self.header.map_offset + 4 * start
+            self.storage.pwrite(place, struct.pack(f"<{len(entries)}I", *entries))
+        self.storage.flush()
         self._write_header()
 
-    def _write_header(self, **changes: int | bytes) -> None:
-        allocated = sum(number < _ZERO for number in self._map)
-        self.header = replace(self.header, allocated=allocated, **changes)  # type: ignore[arg-type]  # each value has its field's type
-        self.storage.pwrite(0, self.header.pack())
+    def _write_header(self, *, at_least: int = 0, **changes: int | bytes) -> None:
+        used = (self._next - self.header.data_offset) // self.block_size
+        header = replace(self.header, allocated=max(used, at_least), **changes)  # type: ignore[arg-type]  # each value has its field's type
+        if header != self.header:
+            self.header = header
+            self.storage.pwrite(0, header.pack())
 
     def _before_write(self) -> None:
         """Give the disk a new change id before its first change: children must not fit."""
@@ -162,50 +226,97 @@ class VdiImage(ResizableBlockImage):
             self._write_header(change_id=uuid.uuid4().bytes_le)
             self.storage.flush()
 
-    def resize(self, size: int, *, preallocation: str = "off") -> None:
-        """Grow or shrink. Where the map has no room, the first blocks move to the end.
+    def _refuse_size(self, size: int) -> None:
+        if self.header.kind == STATIC:
+            raise UnsupportedImage("a static VDI disk cannot be resized", hint="convert it")
+        if -(-size // self.block_size) > _MAX_BLOCKS:
+            raise OutOfBounds("a VDI disk cannot be as large as this")
 
-        A power cut while the map of such a grown disk is written leaves it inconsistent.
+    def _extend(self, blocks: int) -> None:
+        """Make room for a longer map. Where there is none, the first blocks move to the end:
+        then the new map lies in their place, and one sector switches to it.
         """
-        self._check_new_size(size, preallocation)
-        if self.header.kind != DYNAMIC:
-            raise UnsupportedImage("only dynamic VDI disks can be resized")
-        if size < self.virtual_size:
-            self._cut(size)
-        self.flush()
-        count = -(-size // self.block_size)
-        grown = (self._map + [_NOT_ALLOCATED] * max(0, count - len(self._map)))[:count]
-        self._make_room(4 * count, grown)
-        self._map = grown
-        self.storage.pwrite(self.header.map_offset, struct.pack(f"<{count}I", *grown))
-        self._write_header(size=size, blocks=count)
-        self.storage.flush()
-        self.virtual_size = size
+        header = self.header
+        self._layout = (header.map_offset, header.data_offset)
+        self._map += [_NOT_ALLOCATED] * (blocks - len(self._map))
+        if 4 * blocks > header.data_offset - header.map_offset:
+            room = -(-4 * blocks // self.block_size)
+            self._leave(room)
+            self._layout = (header.data_offset, header.data_offset + room * self.block_size)
 
-    def _cut(self, size: int) -> None:
-        end = min(self.virtual_size, -(-size // self.block_size) * self.block_size)
-        if size < end:
-            self.write_zeroes(size, end - size, unmap=False)
-
-    def _make_room(self, needed: int, table: list[int]) -> None:
-        """Move blocks out of the way until the map ends before the data area."""
-        room = self.header.data_offset - self.header.map_offset
-        if needed <= room:
-            return
-        blocks = -(-(needed - room) // self.block_size)
-        for index, number in enumerate(table):
-            if number < blocks:
+    def _leave(self, room: int) -> None:
+        """Move every block off the first ``room`` places, durably."""
+        self._gaps = [number for number in self._gaps if number >= room]
+        self._next = max(self._next, self.header.data_offset + room * self.block_size)
+        for index, number in enumerate(self._map):
+            if number < room:
                 place = self.header.data_offset + number * self.block_size
                 content = self.storage.pread(place, self.block_size)
                 self._store(index, content.ljust(self.block_size, b"\0"))
-                table[index] = self._map[index]
-        shift = blocks * self.block_size
-        for index, number in enumerate(table):
-            if number < _ZERO:
-                table[index] = number - blocks
+                self._unpublished.add(index)
+        old = [index for index in self._unpublished if index < self.header.blocks]
         self.storage.flush()
-        self.header = replace(self.header, data_offset=self.header.data_offset + shift)
-        self._next = max(self._next, self.header.data_offset)
+        self._publish(old)
+        self.storage.flush()
+
+    def _switch(self, size: int) -> None:
+        count = -(-size // self.block_size)
+        if size > self.header.size:
+            self._move_map(count)
+        used = (self._next - self.header.data_offset) // self.block_size
+        self.header = replace(self.header, size=size, blocks=count, allocated=used)
+        self.storage.pwrite(0, self.header.pack())
+        self.storage.flush()
+
+    def _move_map(self, count: int) -> None:
+        """Write the map of ``count`` blocks to its new place; the header does not say so yet."""
+        at, data = self._layout
+        shift = (data - self.header.data_offset) // self.block_size
+        self._map = [number - shift if number < _ZERO else number for number in self._map]
+        self._gaps = [number - shift for number in self._gaps]
+        self.storage.pwrite(at, struct.pack(f"<{count}I", *self._map))
+        self.storage.flush()
+        self.header = replace(self.header, map_offset=at, data_offset=data)
+
+    def _cut(self, blocks: int) -> None:
+        del self._map[blocks:]
+        self._tighten()
+
+    def _tighten(self) -> None:
+        """Move the last blocks into the gaps before them, and count them anew."""
+        self._find_room(allow_dirty=True)
+        by_number = {number: index for index, number in enumerate(self._map) if number < _ZERO}
+        while self._gaps:
+            last = max(by_number)
+            index = by_number.pop(last)
+            place = self.header.data_offset + last * self.block_size
+            content = self.storage.pread(place, self.block_size).ljust(self.block_size, b"\0")
+            by_number[self._gaps[-1]] = index
+            self._store(index, content)
+            self._unpublished.add(index)
+            self._gaps = [number for number in self._gaps if number < max(by_number)]
+        self.flush()
+        self._find_room(allow_dirty=True)
+        self._write_header()
+        self.storage.flush()
+
+    def make_empty(self) -> None:
+        super().make_empty()
+        self._tighten()
+
+    def set_backing(self, name: str | None, backing_format: str | None) -> None:
+        self._before_write()
+        self.flush()
+        if self.header.kind == STATIC:
+            raise UnsupportedImage("a static VDI disk has no parent")
+        header = replace(
+            self.header, kind=DYNAMIC, parent_id=bytes(16), parent_change_id=bytes(16), comment=b""
+        )
+        if name is not None:
+            header = _child_of(self.storage, name, header)
+        self.header = header
+        self.storage.pwrite(0, header.pack())
+        self.storage.flush()
 
     def parent_names(self) -> list[str]:
         if self.header.kind != DIFFERENCING:

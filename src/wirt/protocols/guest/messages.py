@@ -28,13 +28,16 @@ class GuestInfo:
 class Identity:
     """What to make of a forked guest. What is None stays as it is.
 
-    ``seed`` should be 32 fresh random bytes; ``now`` is in seconds since 1970, and the
-    host's clock at the moment of sending if ``set_clock`` is true and it is None.
+    ``seed`` should be 32 fresh random bytes; ``macs`` are pairs of an address that a network
+    card has and the one it gets, after which the guest asks for an address anew. ``now`` is
+    in seconds since 1970, and the host's clock at the moment of sending if ``set_clock`` is
+    true and it is None.
     """
 
     seed: bytes | None = None
     hostname: str | None = None
     machine_id: str | None = None
+    macs: tuple[tuple[str, str], ...] = ()
     set_clock: bool = True
     now: float | None = None
 
@@ -49,6 +52,8 @@ class Identity:
             yield b"hostname=" + self.hostname.encode()
         if self.machine_id is not None:
             yield b"machine_id=" + self.machine_id.encode()
+        if self.macs:
+            yield b"macs=" + ",".join(f"{old} {new}" for old, new in self.macs).encode()
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class IdentityAnswer:
     """What the guest is now. ``uuid`` is fresh from its kernel: equal in two forks means that
 
     they share random numbers. ``failed`` gives the reason of each step that did not work:
-    time, seed, hostname, machine_id.
+    time, seed, hostname, machine_id, macs.
     """
 
     uuid: str

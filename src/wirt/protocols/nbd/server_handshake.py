@@ -53,7 +53,6 @@ class Chosen:
     """What a client has chosen."""
 
     name: str
-    export: Offered
     structured: bool = False
     contexts: dict[int, str] = field(default_factory=dict)
     """Names of the contexts that block status reports, by their numbers."""
@@ -82,7 +81,7 @@ class _Admission:
     def run(self) -> Handshake[Chosen]:
         yield Send(codec.encode_greeting())
         (flags,) = codec.CLIENT_FLAGS.unpack((yield Receive(codec.CLIENT_FLAGS.size)))
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags & ~int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
             raise ProtocolError("the NBD client wants what nobody offered")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
         for _ in range(_MAX_OPTIONS):
@@ -182,7 +181,7 @@ class _Admission:
             infos.append(codec.encode_info_text(Info.DESCRIPTION, export.description))
         answers = [codec.encode_reply(option, Reply.INFO, info) for info in infos]
         yield Send(b"".join([*answers, codec.encode_reply(option, Reply.ACK)]))
-        return self._chosen(wanted.name, export) if option == Option.GO else None
+        return self._chosen(wanted.name) if option == Option.GO else None
 
     def _export_name(self, data: bytes) -> Handshake[Chosen]:
         name = codec.text(data, "the NBD client's choice of an export")
@@ -191,11 +190,11 @@ class _Admission:
             raise ProtocolError(f"the NBD client wants an export that is not there: {name[:80]!r}")
         answer = codec.EXPORT_NAME_REPLY.pack(export.size(), export.flags())
         yield Send(answer if self._no_zeroes else answer + bytes(codec.RESERVED_ZEROES))
-        return self._chosen(name, export)
+        return self._chosen(name)
 
-    def _chosen(self, name: str, export: Offered) -> Chosen:
+    def _chosen(self, name: str) -> Chosen:
         contexts = self._contexts if self._context_export == name else ()
-        return Chosen(name, export, self._structured, dict(enumerate(contexts)))
+        return Chosen(name, self._structured, dict(enumerate(contexts)))
 
 
 def _parsed(parse: Callable[[bytes], T], data: bytes) -> T | None:

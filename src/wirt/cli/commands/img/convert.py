@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         _refuse_harm(args)
     settings = _settings(args, access, name)
     with ExitStack() as stack:
-        sources = [stack.enter_context(_source(access, path, args)) for path in args.sources]
+        images = [stack.enter_context(access.open(path)) for path in args.sources]
+        sources = images if args.snapshot is None else [_snapshot(args.snapshot, images)]
         with ProgressLine("converting") as progress:
             if to_stdout:
                 _to_stdout(sources, name, settings, progress)
@@ -119,13 +120,13 @@ def _refuse_harm(args: argparse.Namespace) -> None:
     refuse_existing(args.target, force=args.force)
 
 
-def _source(access: Access, path: str, args: argparse.Namespace) -> Image:
-    image = access.open(path)
-    if args.snapshot is None:
-        return image
+def _snapshot(name: str, images: list[Image]) -> Image:
+    [image, *others] = images
+    if others:
+        raise UsageError("--snapshot is for one source")
     if not isinstance(image, HasSnapshots):
-        raise UnsupportedImage(f"{image.format_name} images have no snapshots", path=path)
-    return image.snapshot_view(args.snapshot)
+        raise UnsupportedImage(f"{image.format_name} images have no snapshots")
+    return image.snapshot_view(name)
 
 
 def _settings(args: argparse.Namespace, access: Access, name: str) -> ConvertSettings:

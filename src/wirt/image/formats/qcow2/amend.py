@@ -53,6 +53,8 @@ def make_empty(volume: Volume) -> None:
 def amend(writer: Writer, options: Options[str, str]) -> None:
     """Change options as ``qemu-img amend`` does. Raises UsageError for what is fixed."""
     volume, header = writer.volume, writer.volume.header
+    if options.get("compat", "1.1") not in {"0.10", "v2", "1.1", "v3"}:
+        raise UsageError(f"Unknown compatibility level {options['compat']}")
     wanted = CreateOptions.parse(_complete(header, options))
     _refuse_fixed(header, wanted, options)
     volume.commit()
@@ -132,6 +134,8 @@ def _downgrade(writer: Writer) -> None:
         )
     if header.extension(BITMAPS) is not None:
         raise UnsupportedImage("version 2 images have no bitmaps", hint="remove them first")
+    if any(item.virtual_size != header.size for item in read_snapshots(volume.storage, header)[0]):
+        raise UnsupportedImage("Internal snapshots prevent downgrade of image")
     _refuse_zero_snapshots(volume)
     _expand_zeroes(writer)
     volume.commit()

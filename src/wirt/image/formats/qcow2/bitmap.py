@@ -165,7 +165,7 @@ def add_bitmap(volume: Volume, name: str, granularity: int, *, enabled: bool) ->
         raise OutOfBounds("the image has as many bitmaps as it can have")
     granularity = granularity or min(65536, max(4096, volume.header.cluster_size))
     if granularity & (granularity - 1) or not 512 <= granularity <= 1 << 31:
-        raise UsageError("Granularity must be a power of two between 512 bytes and 2 GiB")
+        raise UsageError("Granularity must be power of 2 and at least 512")
     bare = Bitmap(0, 0, AUTO if enabled else 0, granularity.bit_length() - 1, name)
     length = bits_length(volume.header.size, bare)
     if length > volume.options.budget.metadata_bytes:

@@ -60,6 +60,17 @@ class Inspection:
         return VectorCensus(self.header, size, self.result)
 
     def run(self) -> CheckResult:
+        self.count()
+        self.tell_miscopied("ERROR")
+        return self.result
+
+    def tell_miscopied(self, word: str) -> None:
+        """Count COPIED flags that contradict the refcounts as corruptions, and say so."""
+        for message in self.census.miscopied:
+            self.census.wrong(f"{word} {message}")
+
+    def count(self) -> CheckResult:
+        """Check all but the COPIED flags, which a rebuild of the refcounts may put right."""
         self._load_stored()
         self.census.refer(0, self.header.cluster_size)
         self._walk_l1(self.header.l1_offset, self.header.l1_size, active=True)
@@ -110,11 +121,11 @@ class Inspection:
         if not entries or not self.census.refer(offset, entries * 8):
             return
         raw = self._read(offset, entries * 8, "L1 table")
-        for word in words_from(raw or b""):
+        for index, word in enumerate(words_from(raw or b"")):
             if word & OFFSET:
-                self._walk_l2(word, active=active)
+                self._walk_l2(index, word, active=active)
 
-    def _walk_l2(self, word: int, *, active: bool) -> None:
+    def _walk_l2(self, index: int, word: int, *, active: bool) -> None:
         self.volume.tick()
         offset, size = word & OFFSET, self.header.cluster_size
         if offset & size - 1:
@@ -126,7 +137,9 @@ class Inspection:
             return
         count = self.census.stored[offset >> self.header.cluster_bits]
         if active and (count == 1) != bool(word & COPIED):
-            self.census.wrong(f"ERROR OFLAG_COPIED L2 cluster: l1_entry={word:x} refcount={count}")
+            self.census.miscopied.append(
+                f"OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={word:x} refcount={count}"
+            )
         raw = self._read(offset, size, "L2 table")
         if raw is not None:
             self.census.walk(words_from(raw), active=active)
@@ -193,5 +206,6 @@ class Inspection:
                 result.leaks += 1
                 self.census.say(f"Leaked cluster {cluster} refcount={have} reference={want}")
             else:
-                self.rebuild = True
+                # Whoever counts nothing may lack the block to count in.
+                self.rebuild = self.rebuild or not have
                 self.census.wrong(f"ERROR cluster {cluster} refcount={have} reference={want}")

@@ -20,6 +20,7 @@ from wirt.image.formats.qcow2.l2 import COMPRESSED, Table
 from wirt.image.formats.qcow2.volume import Volume
 
 Bytes = bytes | bytearray
+Packed = bytes | memoryview
 _BUFFER = 4 << 20  # two of the largest clusters
 
 
@@ -37,7 +38,7 @@ def pack_entry(offset: int, length: int, cluster_bits: int) -> int:
     return COMPRESSED | sectors << shift | offset
 
 
-def unpack(method: int, packed: bytes, size: int) -> Bytes:
+def unpack(method: int, packed: Packed, size: int) -> Bytes:
     """Return the cluster of ``size`` bytes. Raises CorruptImage."""
     plain = _inflate(packed, size) if method == ZLIB else _unpack_zstd(packed, size)
     if plain is None or len(plain) != size:
@@ -45,7 +46,7 @@ def unpack(method: int, packed: bytes, size: int) -> Bytes:
     return plain
 
 
-def _inflate(packed: bytes, size: int) -> Bytes | None:
+def _inflate(packed: Packed, size: int) -> Bytes | None:
     """Inflate with the fastest decoder that can; None if the data is wrong."""
     for decoder in _inflaters():
         try:
@@ -56,7 +57,7 @@ def _inflate(packed: bytes, size: int) -> Bytes | None:
 
 
 @cache
-def _inflaters() -> list[Callable[[bytes, int], Bytes]]:
+def _inflaters() -> list[Callable[[Packed, int], Bytes]]:
     """Libdeflate first, which wants the exact size; then one that may stop at it, as QEMU does."""
     found = []
     try:
@@ -74,14 +75,14 @@ def _inflaters() -> list[Callable[[bytes, int], Bytes]]:
     return found
 
 
-def _streaming(make: Callable[[int], Any]) -> Callable[[bytes, int], bytes]:
+def _streaming(make: Callable[[int], Any]) -> Callable[[Packed, int], bytes]:
     return lambda packed, size: make(-15).decompress(packed, size)
 
 
-def _mapped(decode: Callable[[bytes, int], Bytes], wrong: Any) -> Callable[[bytes, int], Bytes]:
+def _mapped(decode: Callable[[Packed, int], Bytes], wrong: Any) -> Callable[[Packed, int], Bytes]:
     """Turn the decoder's own error into ValueError."""
 
-    def inflate(packed: bytes, size: int) -> Bytes:
+    def inflate(packed: Packed, size: int) -> Bytes:
         try:
             return decode(packed, size)
         except wrong as error:
@@ -90,7 +91,7 @@ def _mapped(decode: Callable[[bytes, int], Bytes], wrong: Any) -> Callable[[byte
     return inflate
 
 
-def _unpack_zstd(packed: bytes, size: int) -> bytes | None:
+def _unpack_zstd(packed: Packed, size: int) -> bytes | None:
     try:
         import zstandard
     except ImportError as error:

@@ -45,6 +45,10 @@ _KNOWN = frozenset(
         "size",
     }
 )
+_NEWER = "(use version=v3 or greater)"
+_WIDTHS = (
+    f"Different refcount widths than 16 bits require compatibility level 1.1 or above {_NEWER}"
+)
 PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 
 
@@ -89,11 +93,11 @@ class CreateOptions:
         problems = (
             (
                 self.version < 3 and self.lazy_refcounts,
-                "Lazy refcounts only supported with compatibility level 1.1 and above",
+                f"Lazy refcounts only supported with compatibility level 1.1 and above {_NEWER}",
             ),
             (
                 self.version < 3 and self.refcount_order != 4,
-                "Different refcount widths than 16 bits require compatibility level 1.1 or above",
+                _WIDTHS,
             ),
             (
                 self.version < 3 and self.compression != ZLIB,
@@ -137,7 +141,7 @@ def _switch(options: Options[str, str], name: str) -> bool:
 def _version(text: str) -> int:
     versions = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
     if text not in versions:
-        raise UsageError(f"Invalid parameter '{text}' for compat; write 0.10 or 1.1")
+        raise UsageError(f"Parameter 'version' does not accept value '{text}'", hint="0.10 or 1.1")
     return versions[text]
 
 
@@ -159,7 +163,9 @@ def _compression(text: str) -> int:
     for number, name in COMPRESSION_NAMES.items():
         if name == text:
             return number
-    raise UsageError(f"Invalid parameter '{text}' for compression_type; write zlib or zstd")
+    raise UsageError(
+        f"Parameter 'compression-type' does not accept value '{text}'", hint="zlib or zstd"
+    )
 
 
 def _encrypted(options: Options[str, str]) -> bool:
@@ -174,7 +180,7 @@ def _encrypted(options: Options[str, str]) -> bool:
 
 def _preallocation(text: str) -> str:
     if text not in PREALLOCATIONS:
-        raise UsageError(f"Invalid parameter '{text}' for preallocation")
+        raise UsageError(f"Parameter 'preallocation' does not accept value '{text}'")
     return text
 
 
@@ -229,7 +235,8 @@ def write_empty(storage: Storage, header: Header) -> None:
         * (blocks * header.refcounts_per_block - used)
     )
     offsets = array("Q", range((1 + table) * size, (1 + table + blocks) * size, size))
-    storage.truncate(used * size)
+    # As QEMU, which does not fill up the last cluster.
+    storage.truncate(header.l1_offset + header.l1_size * 8 if l1_clusters else used * size)
     storage.pwrite((1 + table) * size, pack_counts(counts, header.refcount_order))
     storage.pwrite(size, words_to(offsets))
     storage.flush()

@@ -7,7 +7,7 @@ Compressed clusters are never enciphered.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from wirt.errors import CorruptImage, ImageAccessDenied, UsageError
 from wirt.image.base import OpenOptions, Storage
@@ -15,6 +15,7 @@ from wirt.image.formats.qcow2.extensions import CRYPTO
 from wirt.image.formats.qcow2.header import CRYPT_AES, CRYPT_LUKS, Header
 from wirt.image.formats.qcow2.reader import Cipher
 from wirt.image.formats.qcow2.volume import Volume
+from wirt.image.luks import LuksHeader
 from wirt.image.sector_cipher import SECTOR, SectorCipher, make_cipher
 
 _EXTENSION = struct.Struct(">QQ")
@@ -41,6 +42,18 @@ def ciphers(volume: Volume, secret: bytes) -> tuple[Cipher, Cipher]:
 def _unlock(volume: Volume, secret: bytes) -> SectorCipher:
     from wirt.image.luks import unlock
 
+    return unlock(_region(volume), secret)[1]
+
+
+def read_luks_header(volume: Volume) -> LuksHeader:
+    """Return the key header, which is readable without a passphrase."""
+    from wirt.image.luks import HEADER_SIZE
+
+    return LuksHeader.parse(_region(volume)(0, HEADER_SIZE))
+
+
+def _region(volume: Volume) -> Callable[[int, int], bytes]:
+    """Return a reader of the clusters that the key header and its slots lie in."""
     start, length = header_place(volume.header)
 
     def read(offset: int, size: int) -> bytes:
@@ -48,7 +61,7 @@ def _unlock(volume: Volume, secret: bytes) -> SectorCipher:
             raise CorruptImage("a LUKS key slot lies outside the LUKS header")
         return volume.storage.pread(start + offset, size)
 
-    return unlock(read, secret)[1]
+    return read
 
 
 def header_place(header: Header) -> tuple[int, int]:

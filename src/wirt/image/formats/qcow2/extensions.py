@@ -78,10 +78,13 @@ def pack_feature_names() -> bytes:
     )
 
 
-def feature_name(table: bytes, bit: int) -> str:
-    """Return the name of incompatible feature ``bit`` by the image's own table."""
-    for position in range(0, len(table) - 47, 48):
-        if table[position] == 0 and table[position + 1] == bit:
+def feature_names(table: bytes, bits: int) -> list[str]:
+    """Return the names of incompatible features by the image's own table."""
+    names = []
+    for position in range(0, len(table) - 1, 48):
+        kind, bit = table[position], table[position + 1]
+        if kind == 0 and bit < 64 and bits >> bit & 1:
             raw = table[position + 2 : position + 48].split(b"\0")[0]
-            return raw.decode("utf-8", "replace")
-    return f"unknown incompatible feature {bit}"
+            names.append(raw.decode("utf-8", "replace"))
+            bits &= ~(1 << bit)
+    return [*names, f"Unknown incompatible feature: {bits:x}"] if bits else names

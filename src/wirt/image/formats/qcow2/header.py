@@ -27,7 +27,7 @@ from wirt.image.formats.qcow2.extensions import (
     DATA_FILE_NAME,
     FEATURE_NAMES,
     Extension,
-    feature_name,
+    feature_names,
     parse_extensions,
 )
 
@@ -118,7 +118,8 @@ class Header:
         return (size + (1 << shift) - 1) >> shift
 
     def extension(self, kind: int) -> bytes | None:
-        return next((item.data for item in self.extensions if item.kind == kind), None)
+        """Return the data of an extension; of several the last one counts, as for QEMU."""
+        return next((item.data for item in reversed(self.extensions) if item.kind == kind), None)
 
     def set_extension(self, kind: int, data: bytes | None) -> None:
         """Replace, add or (``None``) remove an extension."""
@@ -187,11 +188,11 @@ def _decode(data: bytes | None) -> str | None:
 
 def _parse_fields(first: bytes) -> Header:
     if len(first) < _V2.size or first[:4] != MAGIC:
-        raise NotThisFormat("not a qcow2 image")
+        raise NotThisFormat("Image is not in qcow2 format")
     values = _V2.unpack_from(first)
     version = values[1]
     if version not in {2, 3}:
-        raise UnsupportedImage(f"unsupported qcow2 version {version}")
+        raise UnsupportedImage(f"Unsupported qcow2 version {version}")
     header = Header(
         version=version,
         backing_offset=values[2],
@@ -220,39 +221,41 @@ def _parse_fields(first: bytes) -> Header:
 
 def _check_fields(header: Header) -> None:
     if not 9 <= header.cluster_bits <= 21:
-        raise UnsupportedImage(f"unsupported cluster size: 2^{header.cluster_bits} bytes")
-    if header.version == 3 and not 104 <= header.header_length <= header.cluster_size:
-        raise CorruptImage(f"impossible qcow2 header length {header.header_length}")
+        raise UnsupportedImage(f"Unsupported cluster size: 2^{header.cluster_bits}")
+    if header.header_length > header.cluster_size:
+        raise CorruptImage("qcow2 header exceeds cluster size")
+    if header.version == 3 and header.header_length < 104:
+        raise CorruptImage("qcow2 header too short")
     if header.header_length % 8:
         raise CorruptImage("the qcow2 header length is not a multiple of 8")
     if header.refcount_order > 6:
-        raise CorruptImage("refcount entry width too large; may not exceed 64 bits")
+        raise CorruptImage("Reference count entry width too large; may not exceed 64 bits")
     if header.size >= 1 << 63:
-        raise CorruptImage("the virtual size is beyond all bounds")
+        raise CorruptImage("Image is too big")
     if header.crypt_method > CRYPT_LUKS:
-        raise UnsupportedImage(f"unsupported encryption method {header.crypt_method}")
+        raise UnsupportedImage(f"Unsupported encryption method {header.crypt_method}")
     if header.backing_offset >= header.cluster_size:
-        raise CorruptImage("the backing file name lies outside the first cluster")
+        raise CorruptImage("Invalid backing file offset")
     _check_tables(header)
 
 
 def _check_tables(header: Header) -> None:
-    _check_table("reference count table", header, header.reftable_offset)
+    _check_table("Reference count table", header, header.reftable_offset)
     if header.reftable_clusters << header.cluster_bits > MAX_REFTABLE_BYTES:
-        raise CorruptImage("the reference count table is too large")
+        raise CorruptImage("Reference count table too large")
     if not header.reftable_clusters:
-        raise CorruptImage("the image has no reference count table")
-    _check_table("active L1 table", header, header.l1_offset)
+        raise CorruptImage("Image does not contain a reference count table")
+    _check_table("Active L1 table", header, header.l1_offset)
     if header.l1_size * 8 > MAX_L1_BYTES:
-        raise CorruptImage("the active L1 table is too large")
-    _check_table("snapshot table", header, header.snapshots_offset)
+        raise CorruptImage("Active L1 table too large")
+    _check_table("Snapshot table", header, header.snapshots_offset)
     if header.snapshot_count > MAX_SNAPSHOTS:
-        raise CorruptImage("too many snapshots")
+        raise CorruptImage("Snapshot table too large")
 
 
 def _check_table(name: str, header: Header, offset: int) -> None:
     if offset % header.cluster_size or offset >= 1 << 56:
-        raise CorruptImage(f"the {name} has an invalid offset", offset=offset)
+        raise CorruptImage(f"{name} offset invalid", offset=offset)
 
 
 def _tail(header: Header, cluster: bytes) -> bytes:
@@ -267,7 +270,7 @@ def _backing_name(header: Header, cluster: bytes, length: int) -> str | None:
     if not header.backing_offset:
         return None
     if length > min(MAX_NAME, header.cluster_size - header.backing_offset):
-        raise CorruptImage("the backing file name is too long")
+        raise CorruptImage("Backing file name too long")
     name = cluster[header.backing_offset : header.backing_offset + length]
     return name.decode("utf-8", "surrogateescape") if length else None
 
@@ -275,14 +278,16 @@ def _backing_name(header: Header, cluster: bytes, length: int) -> str | None:
 def _refuse_unknown(header: Header) -> None:
     unknown = header.incompatible & ~KNOWN_INCOMPATIBLE
     if unknown:
-        table = header.extension(FEATURE_NAMES) or b""
-        names = [feature_name(table, bit) for bit in range(64) if unknown >> bit & 1]
-        raise UnsupportedImage(f"unsupported qcow2 feature(s): {', '.join(names)}")
+        names = ", ".join(feature_names(header.extension(FEATURE_NAMES) or b"", unknown))
+        raise UnsupportedImage(f"Unsupported qcow2 feature(s): {names}")
     if header.compression not in COMPRESSION_NAMES:
-        raise UnsupportedImage(f"unknown compression type {header.compression}")
+        raise UnsupportedImage(f"qcow2: unknown compression type: {header.compression}")
     if bool(header.incompatible & COMPRESSION) != (header.compression != ZLIB):
-        raise CorruptImage("the compression type and its feature bit contradict each other")
+        must = "" if header.compression != ZLIB else "not "
+        raise CorruptImage(f"qcow2: Compression type incompatible feature bit must {must}be set")
     if header.extended_l2 and header.cluster_bits < 14:
         raise CorruptImage("extended L2 entries need clusters of 16 KiB or more")
+    if header.l1_entries_for(header.size) >= 1 << 31:
+        raise CorruptImage("Image is too big")
     if header.l1_size < header.l1_entries_for(header.size):
-        raise CorruptImage("the L1 table is too small for the virtual size")
+        raise CorruptImage("L1 table is too small")

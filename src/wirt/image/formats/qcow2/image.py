@@ -77,7 +77,7 @@ class Qcow2Image(
             return
         if self.header.incompatible & CORRUPT:
             raise CorruptImage(
-                "the image is marked corrupt; it can only be read",
+                "qcow2: Image is corrupt; cannot be opened read/write",
                 hint="repair it: wirt img check --repair all",
             )
         if self.header.incompatible & DIRTY:
@@ -199,6 +199,17 @@ class Qcow2Image(
     def write_compressed(
         self, offset: int, packed: bytes | None, plain: bytes | memoryview
     ) -> None:
+        with self.writing() as writer:
+            self._store_packed(writer, offset, packed, plain)
+
+    def write_units(self, units: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        with self.writing() as writer:  # once for all: it costs as much as storing one
+            for offset, packed, plain in units:
+                self._store_packed(writer, offset, packed, plain)
+
+    def _store_packed(
+        self, writer: Writer, offset: int, packed: bytes | None, plain: bytes | memoryview
+    ) -> None:
         cluster = self.header.cluster_size
         self._check_range(offset, min(cluster, self.virtual_size - offset))
         if offset % cluster:
@@ -206,9 +217,8 @@ class Qcow2Image(
         if packed is None or len(packed) >= cluster:
             self.pwrite(offset, plain[: self.virtual_size - offset])
             return
-        with self.writing() as writer:
-            self._record(offset, cluster)
-            writer.write_packed(offset, packed)
+        self._record(offset, cluster)
+        writer.write_packed(offset, packed)
 
     def check(self, *, repair: str = "") -> CheckResult:
         from wirt.image.formats.qcow2.check import check

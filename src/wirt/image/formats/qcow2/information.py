@@ -47,11 +47,19 @@ def _specific(volume: Volume) -> dict[str, object]:
         specific["data-file"] = header.data_file_name or ""
         specific["data-file-raw"] = header.raw_data_file
     if header.crypt_method != CRYPT_NONE:
-        specific["encrypt"] = {"format": "aes" if header.crypt_method == CRYPT_AES else "luks"}
+        specific["encrypt"] = _encryption(volume)
     bitmaps = _bitmaps(volume)
     if bitmaps:
         specific["bitmaps"] = bitmaps
     return specific
+
+
+def _encryption(volume: Volume) -> dict[str, object]:
+    if volume.header.crypt_method == CRYPT_AES:
+        return {"format": "aes"}
+    from wirt.image.formats.qcow2.crypt import read_luks_header
+
+    return {"format": "luks", **read_luks_header(volume).describe()}
 
 
 def _bitmaps(volume: Volume) -> list[dict[str, object]]:

@@ -198,7 +198,8 @@ class Mapping:
             else:
                 length = min(small - inside % small, stop - offset)
             kind = subcluster_kind(bitmap, inside // small, self._has_host(entry))
-            yield Run(offset, length, kind, host + inside if kind in WITH_HOST else 0)
+            # A cluster with room for a subcluster that is not allocated has a host too.
+            yield Run(offset, length, kind, host + inside if host or kind in WITH_HOST else 0)
             offset += length
 
     def _host(self, entry: int) -> int:
@@ -235,4 +236,6 @@ def subcluster_kind(bitmap: int, index: int, has_host: bool) -> int:
 def _continues(first: Run, second: Run) -> bool:
     if first.kind != second.kind or first.kind == PACKED:
         return False
-    return first.kind not in WITH_HOST or first.host + first.length == second.host
+    if first.kind not in WITH_HOST and not first.host and not second.host:
+        return True
+    return first.host + first.length == second.host

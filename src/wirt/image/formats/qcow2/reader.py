@@ -12,8 +12,38 @@ from wirt.image.formats.qcow2.mapping import Mapping
 from wirt.image.formats.qcow2.volume import Volume
 
 Bytes = bytes | bytearray
+_MOST_AT_ONCE = 1 << 20
 Cipher = Callable[[int, int, bytes], bytes]
 """(guest offset, host offset, sectors) → sectors, enciphered or deciphered."""
+
+
+class Window:
+    """Bytes of the file that were read for several compressed clusters at once."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.data = memoryview(b"")
+
+    def part(self, offset: int, length: int) -> memoryview | None:
+        """Return the bytes, or None if they are not inside."""
+        inside = offset - self.start
+        if inside < 0 or inside + length > len(self.data):
+            return None
+        return self.data[inside : inside + length]
+
+
+def packed_row(runs: list[Run], index: int, cluster_bits: int) -> tuple[int, int]:
+    """Return where the data of a row of compressed clusters, which mostly touch, begin and end."""
+    start, length = packed_extent(runs[index].host, cluster_bits)
+    end = start + length
+    for run in runs[index + 1 :]:
+        if run.kind != PACKED:
+            break
+        offset, length = packed_extent(run.host, cluster_bits)
+        if not start <= offset <= end or offset + length - start > _MOST_AT_ONCE:
+            break
+        end = max(end, offset + length)
+    return start, end
 
 
 class Reader:
@@ -38,20 +68,22 @@ class Reader:
         with self._volume.lock:
             runs = list(self._mapping.runs(offset, length))
         if len(runs) == 1:
-            return bytes(self._read_run(runs[0]))
-        return b"".join(map(self._read_run, runs))
+            return bytes(self._read_run(runs, 0, Window()))
+        window = Window()
+        return b"".join(self._read_run(runs, index, window) for index in range(len(runs)))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with guest bytes; the caller has checked the bounds."""
         with self._volume.lock:
             runs = list(self._mapping.runs(offset, len(buffer)))
-        for run in runs:
+        window = Window()
+        for index, run in enumerate(runs):
             start = run.offset - offset
             part = buffer[start : start + run.length]
             if run.kind == NORMAL and self.decipher is None:
                 self._volume.data_storage.pread_into(run.host, part)
             else:
-                part[:] = self._read_run(run)
+                part[:] = self._read_run(runs, index, window)
 
     def read_padded(self, offset: int, length: int) -> bytes:
         """Like ``read``, with zeros past the end of the disk."""
@@ -59,11 +91,12 @@ class Reader:
         data = self.read(offset, inside) if inside else b""
         return data if inside == length else data + bytes(length - inside)
 
-    def _read_run(self, run: Run) -> Bytes:
+    def _read_run(self, runs: list[Run], index: int, window: Window) -> Bytes:
+        run = runs[index]
         if run.kind == NORMAL:
             return self._read_host(run)
         if run.kind == PACKED:
-            return self._read_packed(run)
+            return self._read_packed(runs, index, window)
         if run.kind == UNALLOCATED:
             return self._read_backing(run.offset, run.length)
         return bytes(run.length)
@@ -80,13 +113,18 @@ class Reader:
         plain = self.decipher(run.offset - before, run.host - before, data)
         return plain[before : before + run.length]
 
-    def _read_packed(self, run: Run) -> Bytes:
+    def _read_packed(self, runs: list[Run], index: int, window: Window) -> Bytes:
+        run = runs[index]
         header = self._volume.header
         size = header.cluster_size
         self._count_expanded(run.offset & ~(size - 1), size)
-        self._volume.drain()
         offset, length = packed_extent(run.host, header.cluster_bits)
-        packed = self._volume.storage.pread(offset, length)
+        packed = window.part(offset, length)
+        if packed is None:
+            self._volume.drain()
+            window.start, end = packed_row(runs, index, header.cluster_bits)
+            window.data = memoryview(self._volume.storage.pread(window.start, end - window.start))
+            packed = window.data[:length]
         if not packed:
             raise CorruptImage("a compressed cluster lies beyond the file", offset=offset)
         plain = unpack(header.compression, packed, size)

@@ -12,7 +12,7 @@ from array import array
 from wirt.errors import CorruptImage, ImageError, ImageIoError, UnsupportedImage
 from wirt.image.base import CheckResult
 from wirt.image.formats.qcow2.check import Inspection
-from wirt.image.formats.qcow2.header import CORRUPT, DIRTY
+from wirt.image.formats.qcow2.header import CORRUPT, DIRTY, KNOWN_AUTOCLEAR
 from wirt.image.formats.qcow2.l2 import COMPRESSED, COPIED, OFFSET
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.widths import pack_counts, unpack_counts
@@ -23,16 +23,21 @@ def run_repair(volume: Volume, mode: str) -> CheckResult:
     """Repair and check again; the result tells what was fixed and what is left."""
     if volume.storage.read_only:
         raise ImageIoError("the image is open for reading only, so it cannot be repaired")
+    if volume.header.autoclear & ~KNOWN_AUTOCLEAR:
+        volume.header.autoclear &= KNOWN_AUTOCLEAR
+        volume.header_store.write_first_sector()
     before = Inspection(volume)
-    found = before.run()
-    if not found.corruptions and not found.leaks:
+    found = before.count()
+    if not found.corruptions and not found.leaks and not before.census.miscopied:
         _mark_clean(volume)
         return found
     if mode == "all" and before.rebuild:
         _rebuild(volume, before)
+        volume.reload()
     else:
-        _lower(volume, before)
-    volume.reload()
+        _correct(volume, before, raises=mode == "all")
+        volume.reload()
+        _tell_miscopied(volume, before, mode)
     if mode == "all" or not found.corruptions:
         _fix_copied(volume)
     volume.storage.flush()
@@ -46,6 +51,15 @@ def run_repair(volume: Volume, mode: str) -> CheckResult:
     return after
 
 
+def _tell_miscopied(volume: Volume, before: Inspection, mode: str) -> None:
+    """Say which COPIED flags contradict the refcounts as they are now."""
+    now = Inspection(volume)
+    now.count()
+    before.census.miscopied = now.census.miscopied
+    repairs = mode == "all" or not before.result.corruptions
+    before.tell_miscopied("Repairing" if repairs else "ERROR")
+
+
 def _mark_clean(volume: Volume) -> None:
     header = volume.header
     if header.incompatible & (DIRTY | CORRUPT):
@@ -54,8 +68,9 @@ def _mark_clean(volume: Volume) -> None:
         volume.storage.flush()
 
 
-def _lower(volume: Volume, inspection: Inspection) -> None:
-    """Lower in place all refcounts that are higher than what is counted."""
+def _correct(volume: Volume, inspection: Inspection, *, raises: bool) -> None:
+    """Lower in place the refcounts that are higher than what is counted; raise the others."""
+    most = (1 << (1 << volume.header.refcount_order)) - 1
     counts, refcounts = inspection.census.counts, volume.refcounts
     for index in range(len(refcounts.table.words)):
         block = refcounts.block(index)
@@ -64,12 +79,17 @@ def _lower(volume: Volume, inspection: Inspection) -> None:
         first = index * refcounts.per_block
         for slot, have in enumerate(block.words):
             want = int(counts[first + slot]) if first + slot < len(counts) else 0
-            if have > want:
+            if have > want or (raises and have < want <= most):
+                inspection.census.say(_repairing(first + slot, have, want))
                 block.words[slot] = want
                 block.touch(slot, slot + 1)
         if block.dirty:
             volume.storage.pwrite(*block.changed())
             block.clean()
+
+
+def _repairing(cluster: int, have: int, want: int) -> str:
+    return f"Repairing cluster {cluster} refcount={have} reference={want}"
 
 
 def rebuild_refcounts(volume: Volume, order: int) -> None:
@@ -80,8 +100,7 @@ def rebuild_refcounts(volume: Volume, order: int) -> None:
         raise CorruptImage(
             "the image is inconsistent", hint="repair it: wirt img check --repair all"
         )
-    if max(inspection.census.counts) >= 1 << (1 << order):
-        raise UnsupportedImage("a cluster is used more often than the new width can count")
+    _refuse_narrow(volume, inspection, order)
     before = volume.header.refcount_order
     volume.header.refcount_order = order
     try:
@@ -90,6 +109,15 @@ def rebuild_refcounts(volume: Volume, order: int) -> None:
         volume.header.refcount_order = before
         raise
     volume.reload()
+
+
+def _refuse_narrow(volume: Volume, inspection: Inspection, order: int) -> None:
+    for cluster, count in enumerate(inspection.census.counts):
+        if count >= 1 << (1 << order):
+            raise UnsupportedImage(
+                f"Cannot decrease refcount entry width to {1 << order} bits: Cluster at offset "
+                f"{cluster << volume.header.cluster_bits:#x} has a refcount of {count}"
+            )
 
 
 def _rebuild(volume: Volume, inspection: Inspection) -> None:
@@ -129,8 +157,10 @@ def _forget_old_structure(volume: Volume, inspection: Inspection, counts: array[
     first = header.reftable_offset >> bits
     places = list(range(first, first + header.reftable_clusters))
     places += [offset >> bits for _, offset in inspection.blocks()]
+    inspection.census.say("Rebuilding refcount structure")
     for cluster in places:
         if cluster < len(counts) and counts[cluster]:
+            inspection.census.say(_repairing(cluster, 1, 0))
             counts[cluster] -= 1
 
 

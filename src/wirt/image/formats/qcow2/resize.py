@@ -23,7 +23,7 @@ def resize(writer: Writer, old: int, new: int, mode: str = "off") -> None:
     if new < 0 or new % 512:
         raise UsageError("the new size must be a multiple of 512 bytes")
     if new < old and volume.header.snapshot_count and volume.header.version < 3:
-        raise UnsupportedImage("a version 2 image with snapshots cannot be resized")
+        raise UnsupportedImage("Can't resize a v2 image which has snapshots")
     if new > old:
         _grow(writer, old, new, mode)
     elif new < old:

@@ -58,6 +58,7 @@ def create_snapshot(volume: Volume, name: str) -> None:
                 vm_clock=0,
                 vm_state_size=0,
                 virtual_size=header.size,
+                icount=0,
             )
         )
         words = _copy_tree(change, old)

@@ -16,7 +16,7 @@ from wirt.image.formats.qcow2.header import (
     Header,
 )
 from wirt.image.formats.qcow2.information import describe
-from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, Run
+from wirt.image.formats.qcow2.l2 import NORMAL, PACKED, UNALLOCATED, WITH_HOST, Run
 from wirt.image.formats.qcow2.mapping import Mapping as ClusterMapping
 from wirt.image.formats.qcow2.reader import Reader
 from wirt.image.formats.qcow2.volume import Volume
@@ -90,7 +90,8 @@ class Qcow2View(Image):
 def _extent(run: Run, storage: Storage | None) -> Extent:
     kind = _KINDS.get(run.kind, ExtentKind.ZERO)
     if kind is not ExtentKind.DATA or storage is None:
-        return Extent(run.offset, run.length, kind)
+        room = run.host if storage is not None and (run.host or run.kind in WITH_HOST) else None
+        return Extent(run.offset, run.length, kind, reserved_offset=room)
     return Extent(run.offset, run.length, kind, storage=storage, storage_offset=run.host)
 
 

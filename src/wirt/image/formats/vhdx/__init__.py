@@ -21,8 +21,8 @@ are little-endian; the structures lie at multiples of 64 KiB, blocks at multiple
 In a differencing disk "not present" is the parent's; in a partially present block the
 sectors whose bit (lowest first) is 0 are.
 
-Files written here hold no log: a block is durable before its entry is written, and an entry
-lies in one sector, so that no log is needed to keep the file whole.
+A block is durable before its entry is written, and an entry lies in one sector: that needs
+no log. What takes several sectors (size, place of the table, parent) goes through the log.
 """
 
 from wirt.image.formats.vhdx.format import FORMAT

@@ -6,13 +6,14 @@ import os
 import struct
 from collections.abc import Mapping
 
-from wirt.errors import OutOfBounds, UnsupportedImage, UsageError
+from wirt.errors import OutOfBounds, UsageError
 from wirt.image.base import Format, Image, OpenOptions, Storage
 from wirt.image.formats.mapped import refuse_unknown
 from wirt.image.formats.vhdx.image import (
+    MAX_SIZE,
     PRESENT,
     VhdxImage,
-    data_id_text,
+    locator_of,
     open_parent,
     table_entries,
 )
@@ -25,7 +26,6 @@ from wirt.image.formats.vhdx.structures import (
     Metadata,
     pack_regions,
 )
-from wirt.image.storage.file import FileStorage
 
 _METADATA = (2 * MIB, MIB)
 _OPTIONS = ("subformat", "block_size", "log_size", "sector_size", "backing_file", "backing_fmt")
@@ -59,12 +59,13 @@ class VhdxFormat(Format):
         parent = options.get("backing_file", "")
         locator: dict[str, str] = {}
         if parent:
-            size, sector, locator = _from_parent(storage, parent, size)
+            found, locator = locator_of(storage, parent)
+            size, sector = size or found.virtual_size, found.metadata.sector_size
         size = -(-size // sector) * sector
         block = _number(options, "block_size", 0) or _default_block(size)
         if sector not in {512, 4096} or block & (block - 1) or not MIB <= block <= 256 * MIB:
             raise UsageError("a VHDX has sectors of 512 or 4096 bytes, blocks of 1 to 256 MiB")
-        if size > 64 << 40:
+        if size > MAX_SIZE:
             raise OutOfBounds("a VHDX disk cannot be larger than 64 TiB")
         metadata = Metadata(
             size, block, sector, bool(parent), kind == "fixed", os.urandom(16), locator=locator
@@ -81,25 +82,6 @@ def _number(options: Mapping[str, str], name: str, default: int) -> int:
 
 def _default_block(size: int) -> int:
     return next((block for limit, block in _DEFAULT_BLOCKS if size <= limit), 64 * MIB)
-
-
-def _from_parent(storage: Storage, name: str, size: int) -> tuple[int, int, dict[str, str]]:
-    """Return size, sector size and locator of a differencing disk on ``name``."""
-    path = os.path.join(os.path.dirname(storage.name), name)
-    with FileStorage(path) as file:
-        if not FORMAT.probe(file):
-            raise UnsupportedImage(
-                "the parent of a VHDX must itself be a VHDX",
-                hint="use qcow2 for other backing images",
-            )
-        parent = VhdxImage(file, OpenOptions(with_backing=False))
-    local = name if not os.path.isabs(name) else os.path.basename(name)
-    locator = {
-        "parent_linkage": f"{{{data_id_text(parent)}}}",
-        "relative_path": ".\\" + local.replace("/", "\\"),
-        "absolute_win32_path": os.path.abspath(path),
-    }
-    return size or parent.virtual_size, parent.metadata.sector_size, locator
 
 
 def _write(storage: Storage, metadata: Metadata) -> None:

@@ -17,13 +17,13 @@ change it; a writer has the changes written first.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from wirt.errors import CorruptImage, ImageIoError
 from wirt.image.base import Budget, Storage
 from wirt.image.formats.mapped import read_metadata
-from wirt.image.formats.vhdx.crc import crc_fits
+from wirt.image.formats.vhdx.crc import crc32c, crc_fits
 from wirt.image.formats.vhdx.structures import Header
 
 _PAGE = 4096
@@ -126,6 +126,33 @@ def _patches(entry: Entry) -> Iterator[Patch]:
             raise CorruptImage("a log entry lacks its data")
         yield Patch(offset, _PAGE, raw[8:16] + data[8:4092] + raw[4:8])
         sector += _PAGE
+
+
+def pages_of(storage: Storage, changes: Iterable[tuple[int, bytes]]) -> dict[int, bytearray]:
+    """Return the pages of the file, by offset, as they are after ``changes`` (offset, bytes)."""
+    pages: dict[int, bytearray] = {}
+    for place, data in changes:
+        for at in range(place // _PAGE * _PAGE, place + len(data), _PAGE):
+            if at not in pages:
+                pages[at] = bytearray(storage.pread(at, _PAGE).ljust(_PAGE, b"\0"))
+            low, high = max(at, place), min(at + _PAGE, place + len(data))
+            pages[at][low - at : high - at] = data[low - place : high - place]
+    return pages
+
+
+def pack_entry(log_id: bytes, sequence: int, pages: Mapping[int, bytearray], size: int) -> bytes:
+    """Return an entry that begins the ring and is the whole active sequence."""
+    stamp = sequence.to_bytes(8, "little")
+    head = bytearray(-(-(64 + 32 * len(pages)) // _PAGE) * _PAGE)
+    for i, (offset, page) in enumerate(pages.items()):
+        at = 64 + 32 * i
+        struct.pack_into("<4s4s8sQQ", head, at, b"desc", page[4092:], page[:8], offset, sequence)
+    data = [b"data" + stamp[4:] + page[8:4092] + stamp[:4] for page in pages.values()]
+    length = len(head) + _PAGE * len(data)
+    _ENTRY.pack_into(head, 0, b"loge", 0, length, 0, sequence, len(pages), 0, log_id, size, size)
+    entry = bytearray(bytes(head) + b"".join(data))
+    struct.pack_into("<I", entry, 4, crc32c(entry))
+    return bytes(entry)
 
 
 class LoggedStorage(Storage):

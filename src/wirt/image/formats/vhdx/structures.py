@@ -114,6 +114,15 @@ def pack_regions(bat: tuple[int, int], metadata: tuple[int, int]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """A metadata item's place in the file."""
+
+    offset: int
+    length: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
     virtual_size: int
     block_size: int
@@ -123,10 +132,17 @@ class Metadata:
     disk_id: bytes = bytes(16)
     physical_sector_size: int = 4096
     locator: dict[str, str] = field(default_factory=dict)
+    items: dict[bytes, Item] = field(default_factory=dict)
+    """Where each item of the file lies, those that are not known here too."""
 
     @classmethod
     def read(cls, storage: Storage, region: tuple[int, int], budget: Budget) -> Metadata:
-        items = _items(storage, *region, budget)
+        found = _items(storage, *region)
+        items = {
+            name: read_metadata(storage, item.offset, item.length, "a metadata item", budget)
+            for name, item in found.items()
+            if name in _KNOWN_ITEMS
+        }
         missing = {FILE_PARAMETERS, DISK_SIZE, LOGICAL_SECTOR} - set(items)
         if missing:
             raise CorruptImage("the metadata lack the disk's size, sector or block size")
@@ -142,13 +158,17 @@ class Metadata:
             raise CorruptImage("a VHDX disk cannot be larger than 64 TiB")
         locator = parse_locator(items.get(PARENT_LOCATOR, b"")) if flags & 2 else {}
         disk = items.get(DISK_ID, bytes(16))[:16]
-        return cls(size, block, sector, bool(flags & 2), bool(flags & 1), disk, physical, locator)
+        return cls(
+            size, block, sector, bool(flags & 2), bool(flags & 1), disk, physical, locator, found
+        )
+
+    def parameters(self) -> bytes:
+        return struct.pack("<II", self.block_size, self.fixed | self.has_parent << 1)
 
     def pack(self) -> bytes:
         """Return the metadata region's bytes: the table, and its items from 64 KiB on."""
-        flags = self.fixed | self.has_parent << 1
         items = [
-            (FILE_PARAMETERS, struct.pack("<II", self.block_size, flags), 4),
+            (FILE_PARAMETERS, self.parameters(), 4),
             (DISK_SIZE, struct.pack("<Q", self.virtual_size), 6),
             (DISK_ID, self.disk_id, 6),
             (LOGICAL_SECTOR, struct.pack("<I", self.sector_size), 6),
@@ -172,7 +192,7 @@ def _sized(items: dict[bytes, bytes], name: bytes, length: int) -> bytes:
     return items[name]
 
 
-def _items(storage: Storage, offset: int, length: int, budget: Budget) -> dict[bytes, bytes]:
+def _items(storage: Storage, offset: int, length: int) -> dict[bytes, Item]:
     table = read_exactly(storage, offset, 64 << 10, "the metadata table")
     if table[:8] != b"metadata":
         raise CorruptImage("there is no metadata table", offset=offset)
@@ -182,13 +202,22 @@ def _items(storage: Storage, offset: int, length: int, budget: Budget) -> dict[b
     items = {}
     for i in range(count):
         name, at, size, flags, _ = _ITEM.unpack_from(table, 32 + 32 * i)
-        if name in _KNOWN_ITEMS:
-            if at + size > length or size > MIB:
-                raise CorruptImage("a metadata item lies outside its region")
-            items[name] = read_metadata(storage, offset + at, size, "a metadata item", budget)
-        elif flags & 4:
+        if name not in _KNOWN_ITEMS and flags & 4:
             raise UnsupportedImage("the image needs a metadata item that is not known")
+        if at + size > length or size > MIB:
+            raise CorruptImage("a metadata item lies outside its region")
+        items[name] = Item(offset + at, size, flags)
     return items
+
+
+def pack_item_table(items: dict[bytes, Item], region: int) -> bytes:
+    """Return the metadata table that names ``items``, as long as its used part."""
+    table = bytearray(32 + 32 * len(items))
+    struct.pack_into("<8sHH", table, 0, b"metadata", 0, len(items))
+    for i, (name, item) in enumerate(items.items()):
+        place = item.offset - region
+        _ITEM.pack_into(table, 32 + 32 * i, name, place, item.length, item.flags, 0)
+    return bytes(table)
 
 
 def parse_locator(data: bytes) -> dict[str, str]:

@@ -25,7 +25,10 @@ class ExtentLine:
     offset: int = 0
 
     def text(self) -> str:
-        place = f" {self.offset}" if self.kind in {"FLAT", "VMFS"} else ""
+        if self.kind == "ZERO":
+            return f"{self.access} {self.sectors} ZERO"
+        # QEMU takes an offset of FLAT extents only.
+        place = f" {self.offset}" if self.kind == "FLAT" or self.offset else ""
         return f'{self.access} {self.sectors} {self.kind} "{self.file}"{place}'
 
 
@@ -84,6 +87,52 @@ def replaced_cid(data: bytes, cid: int) -> bytes:
     return re.sub(rb"(?m)^CID\s*=\s*[0-9a-fA-F]{8}", b"CID=%08x" % cid, data, count=1)
 
 
+def changed_descriptor(
+    data: bytes,
+    *,
+    settings: dict[str, str | None] | None = None,
+    extents: list[ExtentLine] | None = None,
+) -> bytes:
+    """Return the text with other settings (None: without it) and other extents.
+
+    Whatever else it says stays as it is.
+    """
+    left = dict(settings or {})
+    lines: list[str] = []
+    written = False
+    for raw in data.split(b"\0")[0].decode("utf-8", "surrogateescape").splitlines():
+        setting = _SETTING.fullmatch(raw.strip())
+        if extents is not None and _EXTENT.fullmatch(raw.strip()):
+            if not written:
+                lines += [extent.text() for extent in extents]
+                written = True
+        elif setting and setting[1] in left:
+            lines += _setting_line(setting[1], left.pop(setting[1]))
+        else:
+            if raw.startswith("# Extent"):
+                for name in [name for name in left if "." not in name]:
+                    lines += _setting_line(name, left.pop(name))
+            lines.append(raw)
+    for name, value in left.items():
+        lines += _setting_line(name, value)
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _setting_line(name: str, value: str | None) -> list[str]:
+    if value is None:
+        return []
+    return [f"{name}={value}" if name.endswith("CID") else _quoted(name, value)]
+
+
+def _quoted(name: str, value: str) -> str:
+    return f'{name} = "{value}"' if name.startswith("ddb.") else f'{name}="{value}"'
+
+
+def cylinders(size: int, heads: int, sectors: int = 63) -> int:
+    """Return the geometry's cylinders, as far as an adapter counts."""
+    return min(size // (sectors * heads * 512), 16383 if heads == 16 else 65535)
+
+
 def format_descriptor(
     create_type: str,
     extents: list[ExtentLine],
@@ -96,7 +145,6 @@ def format_descriptor(
     hardware: int = 4,
 ) -> bytes:
     heads = 16 if adapter == "ide" else 255
-    cylinders = min(size // (63 * heads * 512), 16383 if adapter == "ide" else 65535)
     hint = f'parentFileNameHint="{parent_name}"\n' if parent_name else ""
     lines = "\n".join(extent.text() for extent in extents)
     return (
@@ -106,7 +154,7 @@ def format_descriptor(
         f"# Extent description\n{lines}\n\n"
         "# The Disk Data Base\n#DDB\n\n"
         f'ddb.virtualHWVersion = "{hardware}"\n'
-        f'ddb.geometry.cylinders = "{cylinders}"\n'
+        f'ddb.geometry.cylinders = "{cylinders(size, heads)}"\n'
         f'ddb.geometry.heads = "{heads}"\n'
         f'ddb.geometry.sectors = "63"\n'
         f'ddb.adapterType = "{adapter}"\n'

@@ -1,18 +1,25 @@
-"""Sparse extents: KDMV (hosted, also compressed) and COWD (vmfsSparse)."""
+"""Sparse extents: KDMV (hosted, also compressed) and COWD (vmfsSparse).
+
+A table names a grain only when the grain is durable, a directory a table likewise.
+"""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import Budget, Extent, ExtentKind, Storage
-from wirt.image.formats.mapped import SECTOR, read_exactly, read_metadata
+from wirt.image.formats.mapped import SECTOR, lay, read_exactly, read_metadata
+from wirt.image.formats.table_check import Use
 
 KDMV, COWD = b"KDMV", b"COWD"
 FLAG_NEWLINE, FLAG_SPARE, FLAG_ZERO, FLAG_COMPRESSED, FLAG_MARKERS = 1, 2, 4, 1 << 16, 1 << 17
 DIRECTORY_AT_END = 0xFFFFFFFFFFFFFFFF
 _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
+_COWD = struct.Struct("<6I")
+COWD_TABLE = 4096
 _CACHED_TABLES = 256
 
 
@@ -41,8 +48,8 @@ class SparseHeader:
     def parse_cowd(cls, data: bytes) -> SparseHeader:
         if len(data) < SECTOR or data[:4] != COWD:
             raise NotThisFormat("there is no COWD header")
-        _, _, sectors, grain, directory, _ = struct.unpack_from("<6I", data, 4)
-        return cls(0, sectors, grain, 0, 0, 4096, 0, directory, 0)
+        _, _, sectors, grain, directory, _ = _COWD.unpack_from(data, 4)
+        return cls(0, sectors, grain, 0, 0, COWD_TABLE, 0, directory, 0)
 
     def pack(self) -> bytes:
         return _HEADER.pack(
@@ -74,9 +81,17 @@ def read_header(storage: Storage) -> SparseHeader:
         header = SparseHeader.parse(head)
         if header.directory == DIRECTORY_AT_END:
             end = storage.size() // SECTOR * SECTOR
+            if is_unfinished(storage, header):
+                raise CorruptImage("the stream was not written to its end")
             header = SparseHeader.parse(read_exactly(storage, end - 1024, SECTOR, "the footer"))
     header.check()
     return header
+
+
+def is_unfinished(storage: Storage, header: SparseHeader) -> bool:
+    """Return whether nothing follows the header of a stream: it was made to be written."""
+    at_end = header.directory == DIRECTORY_AT_END
+    return at_end and storage.size() == header.overhead * SECTOR
 
 
 class SparseExtent:
@@ -88,6 +103,7 @@ class SparseExtent:
         self.header = read_header(storage)
         self.length = self.header.capacity * SECTOR
         self.grain = self.header.grain * SECTOR
+        self._is_cowd = storage.pread(0, 4) == COWD
         if writable and self.compressed:
             raise UnsupportedImage("compressed VMDK extents are written once, not changed")
         if writable and self.header.version == 3:
@@ -179,12 +195,33 @@ class SparseExtent:
         last = min(self.grain, self.length - offset // self.grain * self.grain)
         return inflate_grain(packed, last, self.grain)
 
+    def place_of(self, offset: int) -> int | None:
+        """Return where the grain lies, None without a place."""
+        sector = self._entry(offset)
+        marked = sector == 1 and self.header.flags & FLAG_ZERO
+        return None if not sector or marked else sector * SECTOR
+
+    def is_set(self, offset: int) -> bool:
+        return self._entry(offset) != 0
+
+    def new_place(self, offset: int) -> int:
+        """Give the grain a place at the end of the file; ``publish`` makes it known."""
+        place = self._next
+        self._next = place + self.grain
+        self._set(offset, place // SECTOR)
+        if self.storage.size() < self._next:
+            self.storage.truncate(self._next)
+        return place
+
     def store(self, offset: int, content: bytes) -> None:
         """Write a whole grain; its place is published by ``publish``."""
         place = self._next
-        self.storage.pwrite(place, content)
+        lay(self.storage, place, content)
         self._next = place + len(content)
         self._set(offset, place // SECTOR)
+
+    def forget(self, offset: int) -> None:
+        self._set(offset, 0)
 
     def zero(self, offset: int) -> bool:
         """Mark a grain as zeros; False if it has a place or the extent has no such mark."""
@@ -202,6 +239,8 @@ class SparseExtent:
 
     def publish(self) -> None:
         """Write the changed grain tables; the grains are durable by now."""
+        if self._is_cowd and self._dirty:
+            self._write_free_sector()
         for number in sorted(self._dirty):
             table = self._tables[number]
             raw = struct.pack(f"<{len(table)}I", *table)
@@ -212,6 +251,13 @@ class SparseExtent:
             if self._spare and self._spare[number]:
                 self.storage.pwrite(self._spare[number] * SECTOR, raw)
         self._dirty.clear()
+
+    def _write_free_sector(self) -> None:
+        """COWD says where its next grain will lie: behind tables that are yet to be written."""
+        new = sum(not self._directory[number] for number in self._dirty)
+        free = self._next + 4 * self.header.table_entries * new
+        self.storage.pwrite(28, struct.pack("<I", min(free // SECTOR, 0xFFFFFFFF)))
+        self.storage.flush()
 
     def _new_table(self, number: int, raw: bytes) -> None:
         for directory, start in self._directories():
@@ -228,6 +274,137 @@ class SparseExtent:
         if self._spare:
             both.append((self._spare, self.header.spare_directory))
         return both
+
+    # Resizing
+
+    def extended(self, capacity: int) -> SparseHeader:
+        """Make room for ``capacity`` sectors; return the header that shows it when written."""
+        header = replace(self.header, capacity=capacity)
+        old, count = len(self._directory), -(-capacity * SECTOR // self._per_table)
+        self._clear_behind(self.length)
+        self.length = capacity * SECTOR
+        if count == old:
+            return header
+        self._directory = self._longer(self._directory, count)
+        self._spare = self._longer(self._spare, count) if self._spare else []
+        if -(-4 * old // SECTOR) == -(-4 * count // SECTOR):
+            for directory, start in self._directories():
+                self._write_directory(directory, start)
+            return header
+        header = replace(header, directory=self._moved(self._directory))
+        return replace(header, spare_directory=self._moved(self._spare)) if self._spare else header
+
+    def shorten(self) -> None:
+        """Give up what lies behind the end; the header says so already."""
+        count = -(-self.length // self._per_table)
+        del self._directory[count:]
+        del self._spare[count:]
+        for number in [number for number in self._tables if number >= count]:
+            del self._tables[number]
+            self._dirty.discard(number)
+        self._clear_behind(self.length)
+        self.publish()
+        self.storage.flush()
+
+    def _clear_behind(self, end: int) -> None:
+        """A longer disk that was cut may have left grains in the last table."""
+        first = -(-end // self.grain) * self.grain
+        for offset in range(first, len(self._directory) * self._per_table, self.grain):
+            if self._entry(offset):
+                self._set(offset, 0)
+
+    def _longer(self, directory: list[int], count: int) -> list[int]:
+        """Return the directory with places for new, empty tables (COWD makes them when used)."""
+        if self._is_cowd:
+            return directory + [0] * (count - len(directory))
+        size = -(-4 * self.header.table_entries // SECTOR) * SECTOR
+        new = []
+        for _ in range(len(directory), count):
+            self.storage.pwrite(self._next, bytes(size))
+            new.append(self._next // SECTOR)
+            self._next += size
+        return directory + new
+
+    def _moved(self, directory: list[int]) -> int:
+        """Write the directory to a new place; return its sector."""
+        sector = self._next // SECTOR
+        self._write_directory(directory, sector)
+        self._next += -(-4 * len(directory) // SECTOR) * SECTOR
+        return sector
+
+    def _write_directory(self, directory: list[int], sector: int) -> None:
+        raw = struct.pack(f"<{len(directory)}I", *directory)
+        self.storage.pwrite(sector * SECTOR, raw.ljust(-(-len(raw) // SECTOR) * SECTOR, b"\0"))
+
+    def write_header(self, header: SparseHeader) -> None:
+        """Write the header, which lies in one sector, when all that it names is durable."""
+        self.storage.flush()
+        if self._is_cowd:
+            head = bytearray(self.storage.pread(0, SECTOR))
+            struct.pack_into("<I", head, 12, header.capacity)
+            struct.pack_into("<II", head, 20, header.directory, len(self._directory))
+            self.storage.pwrite(0, head)
+        else:
+            self.storage.pwrite(0, header.pack())
+        self.storage.flush()
+        self.header, self.length = header, header.capacity * SECTOR
+
+    def write_behind(self, content: bytes) -> int:
+        """Write metadata behind everything; return the sector. ``trim`` may cut it off."""
+        place = self._next
+        self.storage.pwrite(place, content)
+        return place // SECTOR
+
+    # Checking
+
+    def used_offsets(self) -> Iterator[int]:
+        """Yield the offsets of the grains whose entries say anything."""
+        for number, sector in enumerate(self._directory):
+            if not sector and number not in self._tables:
+                continue
+            first = number * self._per_table
+            end = min(first + self._per_table, self.length)
+            for offset in range(first, end, self.grain):
+                if self._entry(offset):
+                    yield offset
+
+    def forget_table(self, number: int) -> None:
+        self._directory[number] = 0
+        self._tables.pop(number, None)
+        self.storage.pwrite(self.header.directory * SECTOR + 4 * number, bytes(4))
+
+    def uses(self, first_block: int) -> Iterator[Use]:
+        """Yield everything in the file; a table's number is -2 less its own."""
+        header = self.header
+        yield Use(0, 4 * SECTOR if self._is_cowd else SECTOR, "the header")
+        if header.descriptor:
+            length = header.descriptor_sectors * SECTOR
+            yield Use(header.descriptor * SECTOR, length, "the descriptor")
+        size, broken = 4 * header.table_entries, []
+        for directory, start in self._directories():
+            yield Use(start * SECTOR, 4 * len(directory), "a grain directory")
+            for number, sector in enumerate(directory):
+                if sector:
+                    yield Use(sector * SECTOR, size, f"grain table {number}", -2 - number)
+                    if sector * SECTOR + size > self.storage.size() and number not in self._tables:
+                        self._tables[number] = [0] * header.table_entries
+                        broken.append(number)
+        for offset in self.used_offsets():
+            place = self.place_of(offset)
+            if place is not None:
+                index = first_block + offset // self.grain
+                length = SECTOR if self.compressed else self.grain
+                yield Use(place, length, f"grain {index}", index)
+        for number in broken:
+            del self._tables[number]
+
+    def trim(self) -> None:
+        """Cut off what lies behind everything in use, but not of what the header counts in."""
+        end = max(*(use.end for use in self.uses(0)), self.header.overhead * SECTOR)
+        self._next = -(-end // SECTOR) * SECTOR
+        if self._next < self.storage.size():
+            self.storage.truncate(self._next)
+            self.storage.flush()
 
 
 def inflate_grain(packed: bytes, least: int, grain: int) -> bytes:

@@ -1,0 +1,34 @@
+"""wirt cable mend"""
+
+from __future__ import annotations
+
+import argparse
+
+from wirt.cli.arguments import each, example
+from wirt.cli.output import print_json, say
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("names", metavar="CABLE", nargs="+", help="name of a cable")
+    example(parser, "wirt cable mend dmz-lan")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Put cables that were cut together again."""
+    from wirt.vm.context import Context
+    from wirt.vm.network.cables import mend_cable
+
+    context = Context(say=say)
+    done: list[str] = []
+
+    def act(name: str) -> None:
+        mend_cable(context, name)
+        done.append(name)
+        if not args.json:
+            print(f"{name}: mended")
+
+    code = each(args.names, act, debug=args.debug)
+    if args.json:
+        print_json({"mended": done})
+    return code

@@ -1,0 +1,254 @@
+"""Switches, bridge networks and cables of a home: their records, and moving them in and out.
+
+They are directories, made and removed as machines are: filled under another name and renamed
+when complete, gone by name at once and then erased.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgspec
+
+from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
+from wirt.spec.setting import NAME_PATTERN
+from wirt.store.atomic import host_error, sync_directory, write_file
+from wirt.store.layout import Home, NetworkKind, NetworkPaths, private_directory
+from wirt.store.locks import command_lock, try_lock
+
+VERSION = 1
+_NAME = re.compile(NAME_PATTERN)
+_MAX_BYTES = 1 << 20
+_VERBS = {"switch": "wirt switch ls", "bridge": "wirt net ls", "cable": "wirt cable ls"}
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process that serves a wire; of another boot of the host, it is gone."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class SwitchRecord(msgspec.Struct, frozen=True):
+    """A VDE switch. ``uid`` is whom it runs as when root started it; 0: as root."""
+
+    version: int = VERSION
+    created: float = 0.0
+    ports: int = 32
+    vlans: tuple[tuple[int, int, bool], ...] = ()
+    """Port, VLAN, tagged."""
+    uplink: str = ""
+    """``tap``, ``bridge`` or ``network``; empty: none."""
+    target: str = ""
+    """Name of the interface, of the Linux bridge, or of the bridge network."""
+    interface: str = ""
+    """The TAP of the uplink."""
+    persist: bool = False
+    uid: int = 0
+    process: Process | None = None
+
+
+class BridgeRecord(msgspec.Struct, frozen=True):
+    """A bridge network: a Linux bridge with an address, DHCP, names and a way out."""
+
+    version: int = VERSION
+    created: float = 0.0
+    private: bool = False
+    interface: str = ""
+    address: str = ""
+    """With prefix length: ``10.77.0.1/24``."""
+    dhcp: bool = True
+    outside: bool = True
+    persist: bool = False
+    holder: Process | None = None
+    """Keeps the private namespaces."""
+    dnsmasq: Process | None = None
+    slirp: Process | None = None
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What a cable does to frames, in each direction. Milliseconds, percent, bytes a second."""
+
+    delay: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+    bandwidth: int = 0
+
+
+class CableRecord(msgspec.Struct, frozen=True):
+    """A cable between two ends: ``SWITCH``, ``SWITCH:PORT`` or ``ssh://HOST/SWITCH``."""
+
+    version: int = VERSION
+    created: float = 0.0
+    a: str = ""
+    b: str = ""
+    cut: bool = False
+    shape: Shape = Shape()
+    ssh_options: tuple[str, ...] = ()
+    process: Process | None = None
+
+
+R = TypeVar("R", SwitchRecord, BridgeRecord, CableRecord)
+
+
+def check_name(kind: NetworkKind, name: str) -> str:
+    """Return ``name``. Raises UsageError for one that a wire cannot have."""
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 40 else f"{name[:37]}…"
+        raise UsageError(
+            f"{shown!r} cannot be the name of a {kind}",
+            hint="letters, digits, dot, dash and underscore, at most 63, no leading dot or dash",
+        )
+    return name
+
+
+def names(home: Home, kind: NetworkKind) -> list[str]:
+    """Return the names of all wires of a kind, sorted."""
+    try:
+        with os.scandir(home.networks(kind)) as entries:
+            return sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise host_error(error, home.networks(kind)) from error
+
+
+def find(home: Home, kind: NetworkKind, name: str) -> NetworkPaths:
+    """Return the paths of an existing wire. Raises NotFound with near names."""
+    paths = home.network(kind, check_name(kind, name))
+    if os.path.isdir(paths.root):
+        return paths
+    import difflib
+
+    near = difflib.get_close_matches(name, names(home, kind), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"see what there is: {_VERBS[kind]}"
+    raise NotFound(f"there is no {kind} {name!r}", hint=hint)
+
+
+@contextmanager
+def new(home: Home, kind: NetworkKind, name: str) -> Iterator[NetworkPaths]:
+    """Yield a directory to fill; it becomes the wire ``name`` when the block ends well.
+
+    Raises AlreadyExists. What a killed block leaves is swept by the next.
+    """
+    target = home.network(kind, check_name(kind, name))
+    _prepare(home, kind)
+    if os.path.exists(target.root):
+        raise _taken(kind, name)
+    paths = home.network(kind, f".new-{os.urandom(8).hex()}")
+    try:
+        os.mkdir(paths.root, 0o711)
+        lock = try_lock(paths.lock)
+    except OSError as error:
+        raise host_error(error, paths.root) from error
+    try:
+        yield paths
+        sync_directory(paths.root)
+        _rename(paths, target)
+    except BaseException:
+        erase(paths)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _prepare(home: Home, kind: NetworkKind) -> None:
+    private_directory(home.root, 0o711)
+    private_directory(os.path.dirname(home.networks(kind)), 0o711)
+    private_directory(home.networks(kind), 0o711)
+    private_directory(home.runtime_base, 0o711 if os.geteuid() == 0 else 0o700)
+    with os.scandir(home.networks(kind)) as entries:
+        left = [entry.name for entry in entries if entry.name.startswith((".new-", ".old-"))]
+    for name in left:
+        paths = home.network(kind, name)
+        lock = try_lock(paths.lock) if os.path.exists(paths.lock) else None
+        if lock is not None:
+            erase(paths)
+            os.close(lock)
+
+
+def _rename(paths: NetworkPaths, target: NetworkPaths) -> None:
+    try:
+        os.rename(paths.root, target.root)
+    except OSError as error:
+        if os.path.exists(target.root):
+            raise _taken(target.kind, target.name) from error
+        raise host_error(error, target.root) from error
+    sync_directory(os.path.dirname(target.root))
+
+
+def _taken(kind: NetworkKind, name: str) -> AlreadyExists:
+    return AlreadyExists(f"there is a {kind} {name!r} already", hint="choose another name")
+
+
+def remove(home: Home, paths: NetworkPaths) -> None:
+    """Remove a wire whose lock the caller holds, and which nothing serves any more."""
+    shutil.rmtree(paths.runtime, ignore_errors=True)
+    grave = home.network(paths.kind, f".old-{os.urandom(8).hex()}")
+    _rename(paths, grave)
+    erase(grave)
+
+
+def erase(paths: NetworkPaths) -> None:
+    """Erase directory and sockets."""
+    with contextlib.suppress(NotFound):
+        shutil.rmtree(paths.runtime, ignore_errors=True)
+    shutil.rmtree(paths.root, ignore_errors=True)
+
+
+@contextmanager
+def locked(
+    home: Home, kind: NetworkKind, name: str, *, waiting: Callable[[str], None] | None = None
+) -> Iterator[NetworkPaths]:
+    """Hold the lock of an existing wire. Raises NotFound, Busy."""
+    paths = find(home, kind, name)
+
+    def tell() -> None:
+        if waiting:
+            waiting(f"waiting for another wirt command that is busy with {kind} {name!r}")
+
+    with command_lock(paths.lock, timeout=120.0, waiting=tell):
+        yield paths
+
+
+def read(paths: NetworkPaths, record: type[R]) -> R:
+    """Return the record of a wire. Raises NotFound, HostError for one that is damaged."""
+    try:
+        with open(paths.record, "rb") as file:
+            found = msgspec.json.decode(file.read(_MAX_BYTES), type=record)
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no {paths.kind} {paths.name!r}", hint=_VERBS[paths.kind]
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise HostError(
+            f"{paths.record} is damaged: {error}", hint=f"remove the {paths.kind}, make it anew"
+        ) from error
+    except OSError as error:
+        raise host_error(error, paths.record) from error
+    if found.version > VERSION:
+        raise HostError(f"{paths.record} is of a newer wirt", hint="upgrade wirt")
+    return found
+
+
+def write(paths: NetworkPaths, record: R) -> None:
+    """Replace the record atomically."""
+    write_file(paths.record, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def make_runtime(paths: NetworkPaths, uid: int, mode: int = 0o700) -> str:
+    """Make the directory of the sockets anew, for ``uid`` (when root). Returns its path."""
+    path = paths.runtime
+    shutil.rmtree(path, ignore_errors=True)
+    private_directory(path, mode)
+    if uid:
+        os.chown(path, uid, uid)
+    return path

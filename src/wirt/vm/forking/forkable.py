@@ -1,0 +1,230 @@
+"""What keeps a machine from being forked, snapshot with its memory or migrated, and how it is.
+
+Known before the start from the description (``wirt check VM --can fork``), and asked of the
+running QEMU before anything is touched.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from wirt.errors import WrongState
+from wirt.protocols.qmp.client import QmpClient
+from wirt.protocols.qmp.messages import MigrationCapability, MigrationInfo, StatusInfo
+from wirt.qemu.nic import nic_id
+from wirt.spec.console import CharBackend, Console, File, Null, Pty, Spice, UnixSocket, Vnc, Window
+from wirt.spec.machine import Machine
+from wirt.spec.nic import Dgram, Nic, Socket, Unplugged, User, Vde
+from wirt.store.layout import VmPaths
+from wirt.store.record import Record
+from wirt.vm.forking.disks import obstacles
+from wirt.vm.forking.incoming import IGNORE_SHARED
+
+Action = Literal["fork", "snapshot", "migrate"]
+ACTIONS: tuple[Action, ...] = ("fork", "snapshot", "migrate")
+Method = Literal["freeze", "stream"]
+
+_USB = {"host": "a device of this host", "audio": "a sound card", "wacom-tablet": "a tablet",
+        "braille": "a Braille display"}  # fmt: skip
+_FOREIGN = ("vfio", "virtfs", "virtio-9p", "ivshmem", "vhost-user", "nvdimm", "sev-guest")
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A device that stands in the way, and what can be done."""
+
+    device: str
+    cure: str
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """How a machine is frozen, and what the user should know about it."""
+
+    method: Method
+    notes: tuple[str, ...] = ()
+
+
+def problems(paths: VmPaths, machine: Machine, action: Action) -> list[Problem]:
+    """Return what the description alone says against ``action``."""
+    found = [*_usb(machine), *_cpu(machine), *_foreign(machine), *_network_models(machine)]
+    if action != "migrate":
+        found += [Problem(*obstacle) for obstacle in obstacles(paths, machine)]
+    if action == "fork":
+        found += _networks(machine)
+    return found
+
+
+def _usb(machine: Machine) -> list[Problem]:
+    return [
+        Problem(f"usb.devices[{index}] is {_USB[device.kind]}, whose state QEMU cannot save",
+                f"unplug it: wirt set {machine.name} usb.devices[{index}]=…, or wirt edit")
+        for index, device in enumerate(machine.usb.devices)
+        if device.kind in _USB
+    ]  # fmt: skip
+
+
+def _network_models(machine: Machine) -> list[Problem]:
+    return [
+        Problem(f"{nic_id(nic, index)} is a USB network card, whose state QEMU cannot save",
+                f'nics[{index}].model = "virtio"')
+        for index, nic in enumerate(machine.nics)
+        if nic.model == "usb"
+    ]  # fmt: skip
+
+
+def _cpu(machine: Machine) -> list[Problem]:
+    if "+invtsc" in machine.cpu.model or "invtsc=on" in machine.cpu.model:
+        return [Problem("the CPU has invtsc, which ties it to this boot", "leave invtsc out")]
+    return []
+
+
+def _foreign(machine: Machine) -> list[Problem]:
+    return [
+        Problem(f"qemu.args has {word[:60]!r}, whose state QEMU cannot save", "leave it out")
+        for word in machine.qemu.args
+        if any(name in word for name in _FOREIGN)
+    ]
+
+
+def _networks(machine: Machine) -> list[Problem]:
+    return [
+        Problem(
+            f"{nic_id(nic, index)} is plugged into something that has room for one machine",
+            "use a network that takes many: user, vde, or a multicast socket",
+        )
+        for index, nic in enumerate(machine.nics)
+        if not _takes_many(nic)
+    ]
+
+
+def _takes_many(nic: Nic) -> bool:
+    match nic.backend:
+        case User() | Unplugged() | Vde():
+            return True
+        case Socket():
+            return bool(nic.backend.multicast)
+        case Dgram():
+            return nic.backend.local == nic.backend.remote != ""
+        case _:
+            return False
+
+
+def is_shared_wire(nic: Nic) -> bool:
+    """True if forks on this card's network see each other, so that addresses must differ."""
+    return not isinstance(nic.backend, User | Unplugged)
+
+
+def require_forkable(
+    paths: VmPaths, machine: Machine, record: Record, qmp: QmpClient, *, keep_process: bool
+) -> Chosen:
+    """Return how to freeze a running machine. Raises WrongState with every obstacle."""
+    found = problems(paths, machine, "fork")
+    info = qmp.execute("query-migrate", reply=MigrationInfo)
+    found += [Problem(f"QEMU says: {reason}", "unplug it") for reason in info.blocked_reasons]
+    if found:
+        raise WrongState(
+            f"{paths.name} cannot be forked: " + "; ".join(problem.device for problem in found),
+            hint="; ".join(dict.fromkeys(problem.cure for problem in found)),
+        )
+    _require_settled(paths, qmp)
+    if keep_process:
+        return Chosen("stream", ("its process is kept: the memory is copied while it runs",))
+    return _choose(machine, record, qmp)
+
+
+def _require_settled(paths: VmPaths, qmp: QmpClient) -> None:
+    status = qmp.execute("query-status", reply=StatusInfo).status
+    if status not in {"running", "paused"}:
+        raise WrongState(f"{paths.name} is {status}: it can be forked while it runs or is paused")
+
+
+def _choose(machine: Machine, record: Record, qmp: QmpClient) -> Chosen:
+    """Hand it over if it can be, else copy its memory while it runs, and say why."""
+    why = _not_handed_over(machine)
+    if record.run is None or record.run.memory == "anonymous":
+        why = "it was started without forkable memory"
+    elif record.run.memory == "fork":
+        why = "it is a fork itself"
+    elif not _has_ignore_shared(qmp):
+        why = f"this QEMU has no {IGNORE_SHARED}"
+    if why:
+        return Chosen("stream", (f"{why}: the memory is copied while it runs",))
+    return Chosen("freeze")
+
+
+def _has_ignore_shared(qmp: QmpClient) -> bool:
+    known = qmp.execute("query-migrate-capabilities", reply=list[MigrationCapability])
+    return any(one.capability == IGNORE_SHARED for one in known)
+
+
+def _not_handed_over(machine: Machine) -> str:
+    """Return what a second QEMU could not take over while the first still has it."""
+    for index, nic in enumerate(machine.nics):
+        if not isinstance(nic.backend, User | Unplugged | Vde):
+            return f"{nic_id(nic, index)} holds its end of a network"
+    for display in machine.displays:
+        if isinstance(display, Spice | Window) or display.listen != "unix":
+            return "its display is a window or a port of this host"
+    backends = [port.backend for port in machine.serials]
+    for backend in (*backends, *(port.backend for port in machine.channels)):
+        if not isinstance(backend, Console | Pty | Null) and backend != UnixSocket():
+            return "a serial port or channel is a file or a port of this host"
+    return ""
+
+
+def private_copy(machine: Machine) -> tuple[Machine, tuple[str, ...]]:
+    """Return the description without what only one machine can have, and what was changed.
+
+    Serial ports to files and ports of the host become consoles, displays on ports of the
+    host unix sockets; forwarded ports are new ones.
+    """
+    notes = []
+    displays = tuple(_private_display(display) for display in machine.displays)
+    if displays != machine.displays:
+        notes.append("its screen is at its own unix socket")
+    serials = tuple(
+        msgspec.structs.replace(serial, backend=_private_backend(serial.backend))
+        for serial in machine.serials
+    )
+    if serials != machine.serials:
+        notes.append("its serial ports are consoles (wirt console)")
+    channels = tuple(
+        msgspec.structs.replace(port, backend=_private_channel(port.backend))
+        for port in machine.channels
+    )
+    if channels != machine.channels:
+        notes.append("its channels are at its own unix sockets")
+    nics = tuple(_private_forwards(nic) for nic in machine.nics)
+    made = msgspec.structs.replace(
+        machine, displays=displays, serials=serials, channels=channels, nics=nics, autostart=False
+    )
+    return made, tuple(notes)
+
+
+def _private_display(display: Vnc | Spice | Window) -> Vnc | Spice | Window:
+    if isinstance(display, Window):
+        return Vnc()
+    return msgspec.structs.replace(display, listen="unix")
+
+
+def _private_backend(backend: CharBackend) -> CharBackend:
+    if isinstance(backend, Console | Pty | Null) or backend == UnixSocket():
+        return backend
+    return Console()
+
+
+def _private_channel(backend: CharBackend) -> CharBackend:
+    if isinstance(backend, Null) or backend == UnixSocket():
+        return backend
+    return Null() if isinstance(backend, File) else UnixSocket()
+
+
+def _private_forwards(nic: Nic) -> Nic:
+    if not isinstance(nic.backend, User) or not nic.backend.forwards:
+        return nic
+    forwards = tuple(
+        msgspec.structs.replace(forward, host_port=0) for forward in nic.backend.forwards
+    )
+    backend = msgspec.structs.replace(nic.backend, forwards=forwards)
+    return msgspec.structs.replace(nic, backend=backend)

@@ -1,0 +1,280 @@
+"""A machine made of a state: it goes on where the frozen one stood still, copy-on-write.
+
+1. a directory without a name: overlays, description, a record that says ``unborn``; 2. it gets
+its name; 3. QEMU starts in it and loads the state; 4. the new identity lies before the guest;
+5. the guest runs, the record says so. Killed before the record does, the machine is removed by
+the next command: nobody was told of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from wirt.host.failpoint import failpoint
+from wirt.host.process import detach
+from wirt.host.process_id import ProcessId
+from wirt.protocols.guest.client import GuestSession
+from wirt.spec import toml
+from wirt.spec.machine import Machine
+from wirt.store.atomic import host_error, write_file
+from wirt.store.layout import VmPaths
+from wirt.store.locks import take_run_lock
+from wirt.store.machines import Making, making, remove_machine
+from wirt.store.record import Record, Run, write_record
+from wirt.store.states import State, using
+from wirt.vm import preflight, state
+from wirt.vm.context import Context
+from wirt.vm.create import random_mac, random_uuid
+from wirt.vm.description import summarise
+from wirt.vm.forking.disks import make_overlay
+from wirt.vm.forking.forkable import is_shared_wire, private_copy
+from wirt.vm.forking.identity import await_answer, lay_before, new_identity
+from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
+from wirt.vm.forking.outcome import Outcome
+from wirt.vm.keeping import start_keeper
+from wirt.vm.network.uplinks import open_forwards, plain_wires
+from wirt.vm.ownership import choose_uid, give, make_runtime
+from wirt.vm.start import for_tcg
+
+IDENTITY_SECONDS = 60.0
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """How the machine shall differ from the frozen one.
+
+    ``same_identity`` keeps UUID, host name, machine-id and network addresses: for a lab that
+    nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
+    process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
+    saves memory in a machine that will not start it again.
+    """
+
+    same_identity: bool = False
+    paused: bool = False
+    temporary: bool = False
+    reboots: bool = True
+
+
+AS_USUAL = Wish()
+
+
+class Spawned(msgspec.Struct, frozen=True):
+    """A machine that runs. Times in seconds."""
+
+    name: str
+    running: float
+    """From the call until the guest ran."""
+    forwards: tuple[tuple[str, int, int], ...] = ()
+    identity: Outcome = Outcome()
+    notes: tuple[str, ...] = ()
+
+
+def spawn_from(context: Context, state: State, name: str, wish: Wish = AS_USUAL) -> Spawned:
+    """Make the machine ``name`` of a state, and return when its guest says who it is.
+
+    Raises AlreadyExists, MissingDependency and HostError (another QEMU or CPU), NoSpace,
+    QemuError; then there is no machine.
+    """
+    with using(context.home, state.id) as known:
+        memory = "" if known.manifest.in_devices else known.memory
+        ground = ground_of(context, known.paths, known.manifest, memory)
+        with born(context, ground, name, wish) as birth:
+            birth.load()
+            birth.run()
+        return birth.settle()
+
+
+@contextmanager
+def born(context: Context, ground: Ground, name: str, wish: Wish) -> Iterator[Birth]:
+    """Yield a machine whose QEMU is starting; to be loaded and run within the block."""
+    with making(context.home, name) as made:
+        birth = Birth(context, ground, made, wish)
+        try:
+            yield birth
+        except BaseException:
+            birth.undo()
+            raise
+
+
+class Birth:
+    """One machine on its way from a state to a guest that runs."""
+
+    def __init__(self, context: Context, ground: Ground, made: Making, wish: Wish) -> None:
+        self.context = context
+        self.ground = ground
+        self.wish = wish
+        self._made = made
+        self._began = time.monotonic()
+        self._running = 0.0
+        self._session: GuestSession | None = None
+        manifest = ground.manifest
+        spec, self._notes = describe(ground, made.name, wish)
+        self._record = _record(context, ground, wish)
+        self._fill(spec)
+        self._machine = preflight.with_free_ports(spec)
+        self._identity = new_identity(manifest.machine, spec, same=wish.same_identity)
+        try:
+            self._incoming = self._begin()
+        except BaseException:
+            self._unmake()
+            raise
+
+    def _fill(self, spec: Machine) -> None:
+        paths, manifest = self._made.paths, self.ground.manifest
+        for disk in manifest.disks:
+            if not disk.shared:
+                make_overlay(os.path.join(paths.root, spec.disks[disk.index].image), disk,
+                             self.ground.state)  # fmt: skip
+        try:
+            if manifest.machine.firmware.type == "uefi":
+                shutil.copyfile(self.ground.state.uefi_variables, paths.uefi_variables)
+        except OSError as error:
+            raise host_error(error, paths.uefi_variables) from error
+        write_file(paths.spec, toml.dump(spec).encode(), durable=False)
+        summary = summarise(paths, spec)
+        self._record = msgspec.structs.replace(
+            self._record, summary=summary, phase="starting", unborn=True
+        )
+        write_record(paths.record, self._record, durable=False)
+        failpoint("child-filled")
+
+    def _begin(self) -> Incoming:
+        paths, record = self._made.paths, self._record
+        write_file(paths.started, msgspec.json.encode(self._machine), durable=False)
+        give(paths, record)
+        paths = self._made.publish()
+        failpoint("child-published")
+        make_runtime(paths, record)
+        machine = self._machine if self.wish.reboots else _without_kernel(self._machine)
+        machine = for_tcg(machine, record, self.ground.manifest.accelerator)
+        lock = take_run_lock(paths.run_lock)
+        try:
+            return begin_incoming(self.ground, paths, machine, record, [lock], paths.socket)
+        finally:
+            os.close(lock)
+
+    def load(self) -> None:
+        """Load the state. Raises QemuError."""
+        failpoint("child-begun")
+        lacks_memory = self.ground.manifest.method == "freeze"
+        self._incoming.load(self.ground.state.devices, shared=lacks_memory)
+        failpoint("child-loaded")
+
+    def run(self) -> None:
+        """Let the guest run, unless it shall be paused."""
+        process = ProcessId.of(self._incoming.starting.process.pid)
+        if process is None:
+            raise self._incoming.refusal()
+        paths = self._made.paths
+        self._record = msgspec.structs.replace(
+            self._record, phase="running", run=self._life(process), unborn=False
+        )
+        self._session = lay_before(paths, self._machine, self._identity)
+        if not self.wish.paused:
+            self._incoming.qmp.execute("cont")
+        self._running = time.monotonic() - self._began
+        failpoint("child-runs")
+        write_record(paths.record, self._record)
+        self._keep(paths)
+
+    def _life(self, process: ProcessId) -> Run:
+        manifest = self.ground.manifest
+        return Run(
+            pid=process.pid,
+            start_ticks=process.start_ticks,
+            boot_id=state.boot_id(),
+            started=time.time(),
+            accelerator=manifest.accelerator,
+            accelerator_reason=f"as the state {self.ground.state.id} was frozen with it",
+            argv=tuple(self._incoming.argv),
+            paused_on_request=self.wish.paused,
+            forwards=open_forwards(self._machine.nics),
+            wires=plain_wires(self._machine),
+            memory="anonymous" if manifest.in_devices else "fork",
+        )
+
+    def _keep(self, paths: VmPaths) -> None:
+        incoming = self._incoming
+        devices = {name: console.fileno() for name, console in incoming.consoles.items()}
+        messages = incoming.launched.messages_fd if incoming.launched else None
+        start_keeper(paths, self._record, sorted(devices), messages, devices=devices)
+        incoming.release()
+        detach(incoming.starting.process)
+
+    def undo(self) -> None:
+        """Leave nothing of a machine that failed on its way."""
+        if self._session is not None:
+            self._session.close()
+        with contextlib.suppress(OSError):
+            self._incoming.end()
+        self._unmake()
+
+    def _unmake(self) -> None:
+        if self._made.published:
+            remove_machine(self.context.home, self._made.paths)
+
+    def settle(self) -> Spawned:
+        """Return when the guest has said who it is."""
+        paths, guest = self._made.paths, self.ground.manifest.guest
+        outcome = Outcome()
+        if not self.wish.paused:
+            outcome = await_answer(
+                self._session, paths, guest, self._identity, timeout=IDENTITY_SECONDS
+            )
+        if self._session is not None:
+            self._session.close()
+        return Spawned(
+            name=paths.name,
+            running=self._running,
+            forwards=self._record.run.forwards if self._record.run else (),
+            identity=outcome,
+            notes=self._notes,
+        )
+
+
+def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str, ...]]:
+    """Return the description of a machine made of a state, and what had to be changed."""
+    machine, notes = private_copy(ground.manifest.machine)
+    uuid = machine.uuid if wish.same_identity and machine.uuid else random_uuid()
+    nics = tuple(
+        msgspec.structs.replace(nic, mac=random_mac())
+        if is_shared_wire(nic) and not wish.same_identity
+        else nic
+        for nic in machine.nics
+    )
+    disks = list(machine.disks)
+    for disk in ground.manifest.disks:
+        if disk.shared:
+            image = os.path.join(ground.state.root, disk.file)
+            disks[disk.index] = msgspec.structs.replace(disks[disk.index], image=image)
+    made = msgspec.structs.replace(machine, name=name, uuid=uuid, nics=nics, disks=tuple(disks))
+    return made, notes
+
+
+def _without_kernel(machine: Machine) -> Machine:
+    boot = msgspec.structs.replace(machine.boot, kernel="", initrd="", cmdline="")
+    return msgspec.structs.replace(machine, boot=boot)
+
+
+def _record(context: Context, ground: Ground, wish: Wish) -> Record:
+    manifest = ground.manifest
+    owner = ProcessId.of(os.getpid()) if wish.temporary else None
+    uid = choose_uid(context.home)
+    return Record(
+        created=time.time(),
+        image=manifest.image,
+        image_id=manifest.image_id,
+        guest_user=manifest.guest_user,
+        uid=uid,
+        group=os.stat(ground.state.devices).st_gid if uid else 0,
+        temporary=wish.temporary,
+        owner_pid=owner.pid if owner else 0,
+        owner_start_ticks=owner.start_ticks if owner else 0,
+        state=ground.state.id,
+    )

@@ -1,0 +1,109 @@
+"""Images to begin with: of every format that can be made, and samples that others made."""
+
+import lzma
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from wirt.errors import WirtError
+from wirt.image.base import (
+    AllowLocalFiles,
+    Format,
+    HasBitmaps,
+    HasSnapshots,
+    NamedFormat,
+    WritableImage,
+)
+from wirt.image.create import create_image
+from wirt.image.open import open_image
+from wirt.image.probe import claims
+from wirt.image.registry import FORMATS
+from wirt.image.storage.file import FileStorage
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "images"
+SIZE = 2 << 20
+_LARGEST = 4 << 20
+SECRET = "correct horse"
+SHAPES = {
+    "qcow2": (
+        {"cluster_size": "512"},
+        {"cluster_size": "16384", "extended_l2": "on", "compression_type": "zstd"},
+        {"compat": "0.10", "cluster_size": "4096"},
+    ),
+    "vmdk": (
+        {},
+        {"subformat": "monolithicFlat"},
+        {"subformat": "twoGbMaxExtentSparse"},
+    ),
+    "vpc": ({}, {"subformat": "fixed"}),
+    "vhdx": ({"log_size": "1M", "block_size": "1M"},),
+    "luks": ({"encrypt.secret": SECRET, "iter-time": "10"},),
+}
+"""Creation options that lead to other code; a format without any is made by its defaults."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One sound image: the file that is damaged, and its format."""
+
+    path: Path
+    format: str
+
+
+def file_formats() -> list[Format]:
+    return [one for one in FORMATS if not isinstance(one, NamedFormat)]
+
+
+def make_seeds(directory: Path) -> list[Seed]:
+    """Make all seeds below ``directory``. Every format is tried on something."""
+    seeds = [*_created(directory), *_samples(directory)]
+    known = {seed.format for seed in seeds}
+    strange = directory / "strange.bin"
+    strange.write_bytes(random.Random(1).randbytes(65536))
+    seeds += [Seed(strange, one.name) for one in file_formats() if one.name not in known]
+    return seeds
+
+
+def _created(directory: Path):
+    for known in file_formats():
+        for number, options in enumerate(SHAPES.get(known.name, ({},))):
+            place = directory / f"{known.name}-{number}"
+            place.mkdir()
+            path = place / "disk"
+            try:
+                create_image(str(path), known.name, SIZE, options=options)
+                _fill(path, known.name)
+            except WirtError:
+                continue  # read only, or made of more than a size
+            if path.stat().st_size <= 4 * _LARGEST:
+                yield Seed(path, known.name)
+
+
+def _fill(path: Path, name: str) -> None:
+    dice = random.Random(name)
+    secret = SECRET.encode() if name == "luks" else None
+    gate = AllowLocalFiles()
+    with open_image(str(path), format=name, writable=True, gate=gate, secret=secret) as image:
+        if isinstance(image, WritableImage):
+            for _ in range(6):
+                image.pwrite(dice.randrange(SIZE - 5000), dice.randbytes(5000))
+            image.write_zeroes(65536, 65536)
+            image.flush()
+        if isinstance(image, HasSnapshots):
+            image.snapshot_create("one")
+        if isinstance(image, HasBitmaps) and image.can_have_bitmaps:
+            image.bitmap_add("bitmap")
+
+
+def _samples(directory: Path):
+    for packed in sorted(SAMPLES.glob("*.xz")) if SAMPLES.is_dir() else ():
+        with lzma.open(packed) as source:
+            data = source.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            continue
+        path = directory / packed.stem
+        path.write_bytes(data)
+        with FileStorage(str(path)) as storage:
+            names = claims(storage)
+        if len(names) == 1:
+            yield Seed(path, names[0])
