@@ -54,6 +54,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Networks",
         (
             ("net", "bridge networks with DHCP and names; forwards; the map of all networks"),
+            ("lab", "several machines and the wires between them, from one file"),
             ("switch", "virtual switches (VDE)"),
             ("cable", "cables between switches, here or over ssh"),
             ("nic", "network cards of a machine, also while it runs"),
@@ -72,6 +73,14 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "lab": (
+        ("up", "bring a lab up from its description"),
+        ("down", "remove labs with all that is in them"),
+        ("ls", "list labs"),
+        ("show", "show one lab: machines and wires as they are now"),
+        ("exec", "run a command in a guest of a lab"),
+        ("check", "check the description of a lab"),
+    ),
     "net": (
         ("create", "make a bridge network: address, DHCP, names, a way out"),
         ("ls", "list networks; with --json also switches, cables and cards"),

@@ -14,7 +14,7 @@
     [cables.backbone]
     a = "dmz"
     b = "lan"
-    delay = "20ms"
+    delay = 20                         # milliseconds
 
     [machines.web]                     # as machine.toml, and: image, format, disk_size, wires
     image = "debian:12"
@@ -39,7 +39,7 @@ from wirt.spec import toml
 from wirt.spec.decode import Problem, decode
 from wirt.spec.machine import Machine
 from wirt.spec.nic import Network, Nic, Switch
-from wirt.spec.setting import setting, size, text
+from wirt.spec.setting import number, setting, size, text
 
 USER = "user"
 _LAB_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,23}$"
@@ -70,14 +70,14 @@ class LabNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class LabCable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A cable between two switches of the lab, or to one elsewhere."""
+    """A cable between two switches of the lab, or to one elsewhere; alike in both directions."""
 
     a: Annotated[str, text("Switch of the lab")]
     b: Annotated[str, text("Switch of the lab, or ssh://HOST/SWITCH")]
-    delay: Annotated[str, text("Delay each way, like 20ms")] = ""
-    jitter: Annotated[str, text("Spread of the delay, like 5ms")] = ""
-    loss: Annotated[str, text("Frames lost each way, like 1%")] = ""
-    bandwidth: Annotated[int, size("Bytes a second each way; 0: no limit")] = 0
+    delay: Annotated[int, number("Delay in milliseconds", ge=0, le=60_000)] = 0
+    jitter: Annotated[int, number("Spread of the delay in milliseconds", ge=0, le=60_000)] = 0
+    loss: Annotated[int, number("Frames lost, in percent", ge=0, le=100)] = 0
+    bandwidth: Annotated[int, size("Bytes a second; 0: no limit")] = 0
 
 
 class _Wires(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -211,6 +211,8 @@ class _Reader:
                         f"there is no switch {value[:40]!r} in this lab",
                         _known(switches),
                     )
+            if cable.jitter > cable.delay:
+                self._refuse(("cables", name, "jitter"), "is at most the delay")
             if cable.a == cable.b:
                 self._refuse(("cables", name), "both ends are on one switch: frames would circle")
 

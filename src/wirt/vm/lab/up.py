@@ -8,22 +8,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from wirt.errors import AlreadyExists, WirtError
 from wirt.net.switch import parse_vlans
 from wirt.spec import lab as spec
-from wirt.spec.lab import Lab, LabMachine
+from wirt.spec.lab import Lab, LabCable, LabMachine, LabNetwork, LabSwitch
 from wirt.store import wires
-from wirt.store.layout import NetworkKind, NetworkPaths
+from wirt.store.layout import NetworkKind
 from wirt.store.machines import machine_names, prepare
 from wirt.store.wires import LabRecord, Shape
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
 from wirt.vm.lab.down import take_down
 from wirt.vm.network.bridges import BridgeWish, create_bridge, ensure_bridge
-from wirt.vm.network.cables import CableWish, create_cable, ensure_cable, parse_shape
+from wirt.vm.network.cables import create_cable, ensure_cable
 from wirt.vm.network.switches import SwitchWish, create_switch, ensure_switch
 from wirt.vm.source import Source, resolve_or_build
 from wirt.vm.start import start
@@ -39,13 +39,12 @@ def bring_up(context: Context, content: str, *, file: str, name: str = "", timeo
     machine, switch, network or cable raises.
     """
     lab = spec.load(content, file=file, name=name)
-    shapes = {part: parse_shape(cable) for part, cable in lab.cables.items()}
     sources = {part: _source(context, one, file) for part, one in lab.machines.items()}
     prepare(context.home)
     fresh = _enter(context, lab, content)
     with wires.locked(context.home, "lab", lab.name, waiting=context.say) as paths:
         try:
-            _make_wires(context, lab, shapes)
+            _make_wires(context, lab)
             _make_machines(context, lab, sources)
             _start_machines(context, lab, timeout)
         except BaseException:
@@ -95,7 +94,10 @@ def _full(lab: Lab, parts: Iterable[str]) -> tuple[str, ...]:
 def _refuse_taken(lab: str, wanted: Iterable[str], there: Iterable[str]) -> None:
     """A lab owns its names: it would remove what has one of them."""
     for name in sorted(set(wanted) & set(there)):
-        raise AlreadyExists(f"{name} is there already and belongs to no lab", hint=f"not {lab}")
+        raise AlreadyExists(
+            f"{name} is there already, and no part of a lab",
+            hint=f"remove it, or give the lab another name than {lab}: --name",
+        )
 
 
 def _record(lab: Lab, content: str) -> LabRecord:
@@ -109,21 +111,61 @@ def _record(lab: Lab, content: str) -> LabRecord:
     )
 
 
-def _make_wires(context: Context, lab: Lab, shapes: dict[str, Shape]) -> None:
-    home = context.home
+def _make_wires(context: Context, lab: Lab) -> None:
     for part, network in lab.networks.items():
-        wish = BridgeWish(
-            address=network.address, private=network.private, outside=network.outside
-        )
-        _ensure(home.network("bridge", lab.full(part)), context, wish, create_bridge, ensure_bridge)
+        _make_network(context, lab.full(part), network)
     for part, switch in lab.switches.items():
-        vlans = tuple(member for text in switch.vlans for member in parse_vlans(text))
-        plan = SwitchWish(vlans=vlans, uplink=switch.uplink)
-        _ensure(home.network("switch", lab.full(part)), context, plan, create_switch, ensure_switch)
+        _make_switch(context, lab.full(part), switch)
     for part, cable in lab.cables.items():
-        ends = tuple(lab.full(end) if end in lab.switches else end for end in (cable.a, cable.b))
-        wanted = CableWish(a=ends[0], b=ends[1], shape=shapes[part])
-        _ensure(home.network("cable", lab.full(part)), context, wanted, create_cable, ensure_cable)
+        _make_cable(context, lab, lab.full(part), cable)
 
 
-def _ensure[W](paths, context, wish, make, mend) -> None: ...
+def _make_network(context: Context, name: str, network: LabNetwork) -> None:
+    if name in wires.names(context.home, "bridge"):
+        ensure_bridge(context, name)
+        return
+    wish = BridgeWish(address=network.address, private=network.private, outside=network.outside)
+    create_bridge(context, name, wish)
+
+
+def _make_switch(context: Context, name: str, switch: LabSwitch) -> None:
+    if name in wires.names(context.home, "switch"):
+        ensure_switch(context, name)
+        return
+    vlans = tuple(member for text in switch.vlans for member in parse_vlans(text))
+    create_switch(context, name, SwitchWish(vlans=vlans, uplink=switch.uplink))
+
+
+def _make_cable(context: Context, lab: Lab, name: str, cable: LabCable) -> None:
+    if name in wires.names(context.home, "cable"):
+        ensure_cable(context, name)
+        return
+    a, b = (lab.full(end) if end in lab.switches else end for end in (cable.a, cable.b))
+    create_cable(context, name, a, b, shape_of(cable))
+
+
+def shape_of(cable: LabCable) -> Shape:
+    """Return what the cable does to frames."""
+    return Shape(cable.delay, cable.jitter, cable.loss, cable.bandwidth)
+
+
+def _make_machines(context: Context, lab: Lab, sources: Mapping[str, Source | None]) -> None:
+    there = set(machine_names(context.home))
+    for part, machine in lab.machines.items():
+        if lab.full(part) not in there:
+            wish = Wish(settings=machine.settings, disk_size=machine.disk_size)
+            create(context, lab.full(part), sources[part], wish)
+
+
+def _start_machines(context: Context, lab: Lab, timeout: float) -> None:
+    """Start all machines, as many at a time as there are processors, then wait for guests."""
+    names = [lab.full(part) for part in lab.machines]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for name, started in zip(names, pool.map(lambda n: start(context, n), names), strict=True):
+            if started:
+                context.say(f"{name} is started")
+    if not timeout:
+        return
+    for part, machine in lab.machines.items():
+        if machine.image:
+            wait_for_guest(context, lab.full(part), timeout=timeout)
