@@ -7,7 +7,7 @@ from importlib import import_module
 
 from bench.pairs import Row, print_rows
 
-BENCHES = ("start_up", "first_answer", "images", "nbd")
+BENCHES = ("start_up", "first_answer", "images", "nbd", "forking")
 
 
 def main() -> int:

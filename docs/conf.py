@@ -22,5 +22,6 @@ suppress_warnings = ["myst.header"]
 man_pages = [
     ("man/wirt", "wirt", "virtual machines of this host, without a daemon", author, 1),
     ("man/kvm-img", "kvm-img", "disk images, with qemu-img's command line", author, 1),
+    ("man/kvm", "kvm", "run lines of QEMU and KVM, old and new", author, 1),
     ("man/machine.toml", "machine.toml", "description of a machine of wirt", author, 5),
 ]

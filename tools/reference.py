@@ -11,6 +11,8 @@ from pathlib import Path
 from wirt import errors
 from wirt.cli.arguments import make_parser
 from wirt.cli.table import verbs
+from wirt.qemu.legacy.line import DISK
+from wirt.qemu.legacy.options import OPTIONS
 from wirt.spec.machine import Machine
 from wirt.spec.settings import settings
 from wirt.units import format_size_exact
@@ -86,7 +88,36 @@ def exit_codes() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli, "settings.md": settings_table, "exit-codes.md": exit_codes}
+_SHORT = {"keep": "the same", "process": "the same", "forget": "always so", "drop": "dropped"}
+
+
+def old_options() -> str:
+    lines = ["# Options of old lines", ""]
+    lines += [
+        "What `kvm` and `wirt explain` know, with the version that brought an option and the "
+    ]
+    lines += ["one that took it out (empty: it is still there). Versions are QEMU's, or `kvm-NN`. "]
+    lines += ["Those up to 0.15 were read from the releases themselves, `0.8` being the oldest; "]
+    lines += ["later ones from QEMU's documentation. `by 7.2`: 7.2 does not know it.", ""]
+    lines += ["| option | since | gone in | meaning | today |", "|---|---|---|---|---|"]
+    for option in sorted(OPTIONS, key=lambda one: one.name.lower()):
+        name = "*DISK*" if option.name == DISK else f"`-{option.name}`"
+        today = f"`{option.today}`" if option.today else _SHORT.get(option.act.__name__, "")
+        if not today and not option.removed_in:
+            today = "the same"
+        if option.why:
+            today = f"{today}: {escape(option.why)}" if today else escape(option.why)
+        meaning = escape(option.meaning)
+        lines.append(f"| {name} | {option.since} | {option.removed_in} | {meaning} | {today} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "cli.md": cli,
+    "settings.md": settings_table,
+    "exit-codes.md": exit_codes,
+    "old-options.md": old_options,
+}
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ grub-efi-amd64-bin. As a program: ``diskimage.py PATH bios|uefi [--cloud-init]``
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import struct
@@ -64,6 +65,11 @@ linux /vmlinuz root=LABEL={ROOT_LABEL} rw console=tty0 console=ttyS0 no_timer_ch
 initrd /initrd.img
 boot
 """
+SHELL_CONFIG = f"""search --no-floppy --set=root --label {ROOT_LABEL}
+linux /vmlinuz wirt.shell console=ttyS0 no_timer_check quiet
+initrd /initrd.img
+boot
+"""
 MODULES = ("part_gpt", "ext2", "linux", "normal", "search", "search_label", "boot", "echo")
 
 
@@ -83,6 +89,31 @@ def make_disk_image(
         _partition(disk, size, firmware)
         _fill_root(disk, work, size, CLOUD_PACKAGES if cloud_init else ())
         (_install_bios if firmware == "bios" else _install_uefi)(disk, work)
+        disk.rename(path)
+    finally:
+        remove_tree(work)
+    return path
+
+
+def make_shell_disk(path: Path, bios_disk: Path, initrd: Path, *, size: int = 128 << 20) -> Path:
+    """Write a disk whose BIOS boot ends in a shell on the first serial port, in seconds.
+
+    The kernel is that of ``bios_disk`` (those of wirt's images are not for a boot loader),
+    ``initrd`` that of an image that wirt built: its busybox is the guest.
+    """
+    work = Path(tempfile.mkdtemp(prefix=".disk-", dir=path.parent))
+    try:
+        disk, tree = work / "disk", work / "tree"
+        _partition(disk, size, "bios")
+        tree.mkdir()
+        link = f"{bios_disk}?offset={ROOT_START}"
+        listing = "/".join(child.run(["debugfs", "-R", "ls -p /boot", link], what="debugfs"))
+        name = next(part for part in listing.split("/") if part.startswith("vmlinuz-"))
+        dump = f"dump /boot/{name} {tree / 'vmlinuz'}"
+        child.run(["debugfs", "-R", dump, link], what="debugfs")
+        (tree / "initrd.img").write_bytes(gzip.compress(initrd.read_bytes(), 1))
+        _make_file_system(disk, tree, size)
+        _install_bios(disk, work, SHELL_CONFIG)
         disk.rename(path)
     finally:
         remove_tree(work)
@@ -119,6 +150,11 @@ def _fill_root(disk: Path, work: Path, size: int, extra: tuple[str, ...]) -> Non
     child.run(
         [*command, "bookworm", str(tree), *source.lines], what="mmdebstrap", environment=environment
     )
+    _make_file_system(disk, tree, size)
+    remove_tree(tree)
+
+
+def _make_file_system(disk: Path, tree: Path, size: int) -> None:
     root_kib = (size - ROOT_START - MIB) // 1024
     child.run(
         [*enter_command(), find_program("mke2fs"), "-q", "-t", "ext4", "-L", ROOT_LABEL,
@@ -126,10 +162,9 @@ def _fill_root(disk: Path, work: Path, size: int, extra: tuple[str, ...]) -> Non
          f"{root_kib}k"],
         what="mke2fs",
     )  # fmt: skip
-    remove_tree(tree)
 
 
-def _install_bios(disk: Path, work: Path) -> None:
+def _install_bios(disk: Path, work: Path, menu: str = GRUB_CONFIG) -> None:
     """Do what grub-bios-setup does, which insists on a block device and on root.
 
     boot.img is the boot sector: the core's first sector stands at 0x5c. The core starts with
@@ -137,7 +172,7 @@ def _install_bios(disk: Path, work: Path) -> None:
     sector (8 bytes), number of sectors (2), segment to load it to (2).
     """
     config, core_file = work / "grub.cfg", work / "core.img"
-    config.write_text(GRUB_CONFIG)
+    config.write_text(menu)
     child.run(
         ["grub-mkimage", "-O", "i386-pc", "-o", str(core_file), "-c", str(config),
          "-p", "/boot/grub", "biosdisk", "serial", *MODULES],

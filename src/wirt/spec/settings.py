@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ class Setting:
     is_list: bool = False
 
 
+@cache
 def settings(cls: type[msgspec.Struct]) -> tuple[Setting, ...]:
     """Return every setting of ``cls``, depth first, in the order of declaration."""
     info = types.type_info(cls)

@@ -119,9 +119,12 @@ def _table_path(
     return path
 
 
-def dump(machine: Machine) -> str:
-    """Return TOML that ``load`` reads back to an equal machine, settings explained."""
-    help_of = {setting.key: setting for setting in settings(Machine)}
+def dump(machine: Machine, *, explained: bool = True) -> str:
+    """Return TOML that ``load`` reads back to an equal machine, settings ``explained``.
+
+    Without explanations it costs a tenth, for machines whose description nobody reads.
+    """
+    help_of = {setting.key: setting for setting in settings(Machine)} if explained else {}
     tree = msgspec.to_builtins(machine)
     lines = ["# A machine of wirt. `wirt edit` checks what you change; defaults are not listed."]
     lines += list(_table(tree, "", help_of))

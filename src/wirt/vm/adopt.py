@@ -36,8 +36,8 @@ from wirt.store.layout import VmPaths
 from wirt.store.machines import new_machine
 from wirt.store.record import Record, write_record
 from wirt.vm.context import Context
-from wirt.vm.create import random_mac, random_uuid
 from wirt.vm.description import summarise
+from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.oldline import OldLine, understand
 from wirt.vm.ownership import choose_uid, give
 

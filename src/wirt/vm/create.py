@@ -25,6 +25,7 @@ from wirt.units import GIB
 from wirt.vm.channels import STANDARD
 from wirt.vm.context import Context
 from wirt.vm.description import summarise
+from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keys import public_key
 from wirt.vm.ownership import choose_uid, give
 from wirt.vm.source import CdFile, DiskFile, Source, check_backing_free
@@ -198,17 +199,3 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         else:
             out[key] = value
     return out
-
-
-def random_uuid() -> str:
-    """Return a random (version 4) UUID."""
-    data = bytearray(os.urandom(16))
-    data[6] = data[6] & 0x0F | 0x40
-    data[8] = data[8] & 0x3F | 0x80
-    text = data.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def random_mac() -> str:
-    """Return a locally administered address with 32 random bits."""
-    return "52:57:" + ":".join(f"{byte:02x}" for byte in os.urandom(4))

@@ -73,7 +73,6 @@ def host_facts(*, strict: bool, has_kvm: bool, terminal: bool | None = None) -> 
     return Facts(
         format_of=_format_of,
         exists=os.path.exists,
-        is_directory=os.path.isdir,
         windows=_windows(modules, on_terminal=on_terminal),
         free_display=_free_display(),
         audio=_audio(modules),

@@ -1,6 +1,11 @@
 """Commands that change images: the same answers, and the same disks afterwards."""
 
+import os
+import subprocess
+
 import pytest
+
+from tests.cli.kvm_img.twins import ask_kvm_img, ask_qemu_img
 
 pytestmark = pytest.mark.needs_qemu_img
 
@@ -214,6 +219,26 @@ def test_the_command_answers_and_works_the_same(twins, command):
     twins.same_images()
 
 
+@pytest.mark.needs_root
+def test_a_full_file_system_ends_both_alike(twins, tmp_path):
+    twins.take("data.qcow2")
+    for folder in (twins.real, twins.ours):
+        (folder / "small").mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1M", "none", folder / "small"]
+        subprocess.run(mount, check=True, timeout=60)
+    try:
+        words = ("convert", "-O", "raw", "data.qcow2", "small/new")
+        real = ask_qemu_img(twins.real, *words)
+        ours = ask_kvm_img(twins.ours, *words, monkeypatch=twins.monkeypatch)
+        assert real.code == ours.code == 1
+        assert "No space left on device" in real.err
+        assert "No space left on device" in ours.err
+        assert os.listdir(twins.ours / "small") == []
+    finally:
+        for folder in (twins.real, twins.ours):
+            subprocess.run(["umount", folder / "small"], check=True, timeout=60)
+
+
 def test_encrypted_images_are_made_alike(twins):
     secret = ("--object", "secret,id=s,data=passphrase")
     twins.take("plain.raw")
@@ -224,8 +249,6 @@ def test_encrypted_images_are_made_alike(twins):
     name = "driver=qcow2,encrypt.key-secret=s,file.filename=copy"
     twins.ask("compare", *secret, "--image-opts", name, "driver=raw,file.filename=plain.raw")
     for folder in (twins.ours, twins.real):
-        import subprocess
-
         raw = "driver=raw,file.filename=plain.raw"
         subprocess.run(
             ["qemu-img", "compare", *secret, "--image-opts", name, raw],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wirt.errors import ImageError
-from wirt.image.base import AllowLocalFiles, Budget, ExtentKind
+from wirt.image.base import AllowLocalFiles, Budget, Checkable, ExtentKind
 from wirt.image.create import create_image
 from wirt.image.open import open_image
 
@@ -160,6 +160,8 @@ def mutated(path, name, directory, *, count=120, seed=7, head=8192, others=(), *
                 limit = min(image.virtual_size, 16 * MIB)
                 image.pread(0, limit)
                 image.info()
+                if isinstance(image, Checkable):
+                    image.check()
                 tail = min(image.virtual_size, MIB)
                 list(image.extents(image.virtual_size - tail, tail))
         except ImageError:

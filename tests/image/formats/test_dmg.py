@@ -158,8 +158,10 @@ def test_an_encrypted_image_opens_with_its_passphrase_only(inside, version, bits
         assert image.info().encrypted
         assert read_all(image) == data
         assert image.pread(5_001, 9_000) == data[5_001:14_001]
-    with pytest.raises(ImageAccessDenied, match="encrypted"):
-        opened(path)
+    with opened(path) as image:
+        assert image.info().encrypted
+        with pytest.raises(ImageAccessDenied, match="encrypted"):
+            image.pread(0, 512)
     with pytest.raises(ImageAccessDenied, match="passphrase"):
         opened(path, secret=b"wrong")
 
@@ -242,6 +244,11 @@ def test_a_sparse_bundle_is_its_bands_one_behind_the_other(secret, shape, tmp_pa
     if secret:
         with pytest.raises(ImageAccessDenied, match="passphrase"):
             opened(path, secret=b"wrong")
+        with opened(path) as image:
+            assert image.info().encrypted
+            if SPARSE[shape]:
+                with pytest.raises(ImageAccessDenied, match="encrypted"):
+                    read_all(image)
 
 
 def test_more_bands_than_may_be_open_at_a_time(tmp_path):

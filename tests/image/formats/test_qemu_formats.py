@@ -116,8 +116,10 @@ def test_an_encrypted_qcow_is_read_with_its_passphrase(tmp_path):
     )  # fmt: skip
     with opened(path, secret=b"geheim") as image:
         assert image.pread(999999, 5002) == b"\0" + b"A" * 5000 + b"\0"
-    with pytest.raises(ImageAccessDenied, match="encrypted"):
-        opened(path)
+    with opened(path) as image:
+        assert image.info().encrypted
+        with pytest.raises(ImageAccessDenied, match="encrypted"):
+            image.pread(1_000_000, 512)
 
 
 ENCRYPTED = {

@@ -81,3 +81,39 @@ def test_damaged_disks_raise_nothing_but_image_errors(tmp_path):
     path = made(tmp_path / "m.vdi", "vdi", 4 * MIB)
     exercised(path, "vdi", bytearray(4 * MIB), block=MIB)
     mutated(path, "vdi", tmp_path, head=1024)
+
+
+@pytest.mark.needs_qemu_img
+def test_a_shorter_disk_has_no_gaps_for_qemu_to_stumble_over(tmp_path):
+    # QEMU and VirtualBox put a new block behind as many as the header counts.
+    path = made(tmp_path / "s.vdi", "vdi", 6 * MIB)
+    chance, model = random.Random(1), bytearray(6 * MIB)
+    with opened(path, writable=True) as image:
+        for index in (5, 4, 0, 3, 1):
+            data = chance.randbytes(MIB)
+            image.pwrite(index * MIB, data)
+            model[index * MIB : (index + 1) * MIB] = data
+        image.resize(3 * MIB)
+    check_by_qemu(path, "vdi")
+    write = ["qemu-io", "-f", "vdi", "-c", f"write -P 7 {2 * MIB} {MIB}", str(path)]
+    subprocess.run(write, check=True, capture_output=True)
+    model = model[: 2 * MIB] + b"\7" * MIB
+    check_by_qemu(path, "vdi")
+    assert by_qemu(path, "vdi", tmp_path) == model
+    assert chain_read(path) == model
+
+
+def test_a_wrong_count_is_found_and_put_right(tmp_path):
+    path = made(tmp_path / "c.vdi", "vdi", 4 * MIB)
+    with opened(path, writable=True) as image:
+        image.pwrite(0, b"a" * (3 * MIB))
+    with path.open("r+b") as file:
+        file.seek(512 + 4)
+        file.write(b"\xff" * 4)
+    with opened(path) as image:
+        assert image.check().corruptions == 1
+    with opened(path, writable=True, allow_dirty=True) as image:
+        result = image.check(repair="all")
+        assert (result.corruptions, result.corruptions_fixed) == (0, 1)
+    check_by_qemu(path, "vdi")
+    assert chain_read(path) == b"a" * MIB + bytes(MIB) + b"a" * MIB + bytes(MIB)

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import pyvhdi
 
+from tests.image.formats.oracles import by_libvhdi
 from tests.image.formats.support import (
     MIB,
     by_qemu,
@@ -22,20 +23,6 @@ from wirt.errors import CorruptImage, ImageAccessDenied
 from wirt.image.formats.vhdx.crc import crc32c
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
-
-
-def by_libvhdi(path, *parents):
-    files = []
-    for name in (path, *parents):
-        file = pyvhdi.file()
-        file.open(str(name))
-        if files:
-            files[-1].set_parent(file)
-        files.append(file)
-    data = files[0].read_buffer_at_offset(files[0].get_media_size(), 0)
-    for file in files:
-        file.close()
-    return data
 
 
 def test_the_checksum_is_castagnolis():

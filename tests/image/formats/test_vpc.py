@@ -1,11 +1,12 @@
 """VHD: fixed, dynamic and differencing, against qemu-img where it is right and libvhdi."""
 
 import random
+import struct
 import subprocess
 
 import pytest
-import pyvhdi
 
+from tests.image.formats.oracles import by_libvhdi
 from tests.image.formats.support import (
     MIB,
     by_qemu,
@@ -18,22 +19,9 @@ from tests.image.formats.support import (
     sample_is_as_qemu_reads_it,
 )
 from wirt.errors import CorruptImage, ImageAccessDenied, NotThisFormat
+from wirt.image.convert import ConvertSettings, convert
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
-
-
-def by_libvhdi(path, *parents):
-    files = []
-    for name in (path, *parents):
-        file = pyvhdi.file()
-        file.open(str(name))
-        if files:
-            files[-1].set_parent(file)
-        files.append(file)
-    data = files[0].read_buffer_at_offset(files[0].get_media_size(), 0)
-    for file in files:
-        file.close()
-    return data
 
 
 @pytest.mark.needs_qemu_img
@@ -180,3 +168,99 @@ def test_damaged_disks_raise_nothing_but_image_errors(tmp_path):
     paths, _ = chain(tmp_path, 2)
     mutated(paths[0], "vpc", tmp_path)
     mutated(paths[1], "vpc", tmp_path)
+
+
+@pytest.mark.needs_qemu_img
+def test_a_size_may_be_rounded_up_to_a_geometry_as_qemu_does(tmp_path):
+    for size in (MIB, 17 * MIB + 512, 504 * MIB, 2047 * MIB, 130000 * MIB):
+        ours = made(tmp_path / "w.vhd", "vpc", size, force_size="off")
+        theirs = tmp_path / "q.vhd"
+        command = ["qemu-img", "create", "-q", "-f", "vpc", str(theirs), str(size)]
+        subprocess.run(command, check=True)
+        with open_image(str(ours)) as mine, open_image(str(theirs)) as other:
+            assert mine.virtual_size == other.virtual_size >= size
+
+
+@pytest.mark.needs_qemu_img
+def test_a_disk_is_converted_for_azure(tmp_path):
+    raw = tmp_path / "r.raw"
+    data = random.Random(1).randbytes(2 * MIB + 512)
+    raw.write_bytes(data)
+    path = tmp_path / "azure.vhd"
+    with opened(raw, "raw") as source:
+        convert([source], str(path), "vpc", ConvertSettings(options={"azure": "on"}))
+    whole = path.read_bytes()
+    assert len(whole) == 3 * MIB + 512
+    assert whole[: 3 * MIB] == data.ljust(3 * MIB, b"\0")
+    assert whole[3 * MIB :][:8] == b"conectix"
+    assert int.from_bytes(whole[3 * MIB + 48 : 3 * MIB + 56]) == 3 * MIB
+    info = ["qemu-img", "info", "-f", "vpc", "--output=json", str(path)]
+    done = subprocess.run(info, check=True, capture_output=True, text=True)
+    assert f'"virtual-size": {3 * MIB},' in done.stdout
+
+
+def test_a_fixed_disk_grows_and_shrinks_with_its_footer(tmp_path):
+    path = made(tmp_path / "f.vhd", "vpc", 3 * MIB, subformat="fixed")
+    model = bytearray(random.Random(1).randbytes(3 * MIB))
+    with opened(path, writable=True) as image:
+        image.pwrite(0, model)
+        for size in (3 * MIB + 512, 5 * MIB, MIB, 2 * MIB):
+            image.resize(size)
+            model = model[:size].ljust(size, b"\0")
+            assert path.stat().st_size == size + 512
+    assert chain_read(path) == model
+    assert by_libvhdi(path) == model
+
+
+def located(path, code, data):
+    """Make the first locator of a child one of another kind."""
+    raw = bytearray(path.read_bytes())
+    header = 512
+    entry = header + 576
+    place = int.from_bytes(raw[entry + 16 : entry + 24])
+    raw[place : place + 512] = data.ljust(512, b"\0")
+    raw[entry : entry + 24 * 8] = (
+        code + struct.pack(">IIIQ", 512, len(data), 0, place) + bytes(24 * 7)
+    )
+    raw[header + 64 : header + 576] = bytes(512)
+    raw[header + 36 : header + 40] = bytes(4)
+    total = ~sum(raw[header : header + 1024]) & 0xFFFFFFFF
+    raw[header + 36 : header + 40] = total.to_bytes(4)
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("code", "data"),
+    [
+        (b"W2ru", ".\\p a.vhd".encode("utf-16-le")),
+        (b"W2ku", "C:\\disks\\p a.vhd".encode("utf-16-le")),
+        (b"MacX", b"file://localhost/Users/me/p%20a.vhd"),
+        (b"Wi2r", b".\\p a.vhd"),
+    ],
+)
+def test_a_parent_is_found_by_each_kind_of_locator(code, data, tmp_path):
+    parent = made(tmp_path / "p a.vhd", "vpc", 2 * MIB)
+    with opened(parent, writable=True) as image:
+        image.pwrite(0, b"parent")
+    child = made(tmp_path / "c.vhd", "vpc", 0, backing="p a.vhd")
+    located(child, code, data)
+    with opened(child) as image:
+        assert image.info().backing_name == "p a.vhd"
+        assert image.pread(0, 6) == b"parent"
+
+
+def test_a_map_of_full_blocks_is_left_alone(tmp_path):
+    # As XenServer makes it, behind the table.
+    path = made(tmp_path / "x.vhd", "vpc", 4 * MIB)
+    raw = path.read_bytes()
+    batmap = b"tdbatmap" + struct.pack(">QIII", 2560, 1, 0x10002, 0) + bytes(484)
+    path.write_bytes(raw[:2048] + batmap + b"\x40".ljust(512, b"\0") + raw[-512:])
+    before = path.read_bytes()[2048:3072]
+    with opened(path, writable=True) as image:
+        image.pwrite(0, b"x" * 5000)
+        image.make_empty()
+        image.pwrite(3 * MIB, b"y" * 5000)
+    assert path.read_bytes()[2048:3072] == before
+    with opened(path) as image:
+        assert image.check().corruptions == 0
+        assert image.pread(3 * MIB, 5000) == b"y" * 5000

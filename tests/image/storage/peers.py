@@ -2,9 +2,9 @@
 
 import contextlib
 import os
+import socket as socketlib
 import subprocess
 import time
-from pathlib import Path
 
 
 def wait_until(true, *, seconds=60):
@@ -14,15 +14,21 @@ def wait_until(true, *, seconds=60):
         time.sleep(0.02)
 
 
+def _listens(path):
+    """A socket that is bound may not listen yet."""
+    with socketlib.socket(socketlib.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 @contextlib.contextmanager
 def running(*words, socket):
-    """Yield the process of a server that has made its socket."""
+    """Yield the process of a server that listens."""
     process = subprocess.Popen(
         list(map(str, words)),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        wait_until(lambda: Path(socket).exists() or process.poll() is not None)
+        wait_until(lambda: _listens(socket) or process.poll() is not None)
         assert process.poll() is None, process.stderr.read().decode()
         yield process
     finally:

@@ -59,7 +59,6 @@ class Host:
     def facts(self, **more: Any) -> Facts:
         return Facts(
             exists=self.exists,
-            is_directory=os.path.isdir,
             strict=True,
             has_samba=shutil.which("smbd") is not None,
             **more,

@@ -30,7 +30,7 @@ REFUSED = {
 
 NO_SERVER = {
     "nbd:my_nbd_server.mydomain.org:1024": "address resolution failed",
-    "http://host/path/my.iso": "'http'|resolve host",
+    "http://host/path/my.iso": "'http'|resolve host|module curl",
 }
 """Servers that were somebody's: QEMU itself says that they are not there."""
 

@@ -18,7 +18,7 @@ from wirt.cli.kvm_img.opening import Opened, Opening, known_format, open_named
 from wirt.cli.kvm_img.progress import ProgressLine
 from wirt.cli.kvm_img.protocols import local_path, protocol_name
 from wirt.cli.kvm_img.sizes import number_argument, size_argument
-from wirt.cli.kvm_img.source_snapshot import chosen_disk
+from wirt.cli.kvm_img.source_snapshot import check_snapshot_options, chosen_disk
 from wirt.errors import ImageInUse, WirtError
 from wirt.image.base import Budget, HasBitmaps, Image, WritableImage
 from wirt.image.concatenated import Concatenated
@@ -91,6 +91,7 @@ def run(words: Sequence[str]) -> int:
 def _request(parsed: Words) -> Request:
     """Read and check the options that need no image."""
     options = joined(parsed.every("o"))
+    check_snapshot_options(parsed.every("l"))
     sparse = _sparse(parsed.last("S"))
     workers = number_argument(parsed.last("m") or "8", _MOST_WORKERS, 1)
     if workers is None:

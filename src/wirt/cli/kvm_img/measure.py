@@ -13,7 +13,7 @@ from wirt.cli.kvm_img.making import Target
 from wirt.cli.kvm_img.objects import Secrets
 from wirt.cli.kvm_img.opening import known_format, open_named
 from wirt.cli.kvm_img.sizes import size_argument
-from wirt.cli.kvm_img.source_snapshot import chosen_disk
+from wirt.cli.kvm_img.source_snapshot import check_snapshot_options, chosen_disk
 from wirt.errors import WirtError
 from wirt.image.base import Image
 from wirt.image.measure import Measure, measure
@@ -23,6 +23,7 @@ def run(words: Sequence[str]) -> int:
     long = {"output": "output:", "size": "size:", **OPEN, **SHARE}
     parsed = read_words(words, "hf:O:o:l:U", long)
     options = joined(parsed.every("o"))
+    check_snapshot_options(parsed.every("l"))
     as_json = wants_json(parsed)
     given = parsed.last("size")
     size = None if given is None else size_argument("image size", given)

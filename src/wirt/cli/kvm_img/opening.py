@@ -29,7 +29,6 @@ from wirt.cli.kvm_img.window import ImageStorage, Window
 from wirt.errors import UsageError, WirtError
 from wirt.image.base import AllowLocalFiles, Budget, Checkable, Image, Storage
 from wirt.image.open import open_image
-from wirt.image.probe import claims
 from wirt.image.registry import FORMATS, find_format
 
 _BUDGET = Budget(metadata_bytes=1 << 40, expansion=1 << 40)
@@ -111,9 +110,16 @@ def _open(
         driver = protocol_name(str(tree["filename"]))
     if driver is not None and driver in PROTOCOLS:
         return _open_protocol(name, {**tree, "driver": driver}, how, by_user=by_user)
-    if driver is not None and driver not in {known.name for known in FORMATS}:
-        raise Failure(f"Unknown driver '{driver}'")
+    if driver is not None:
+        _refuse_unknown_driver(driver)
     return _open_format(name, driver, tree, how, files, by_user=by_user)
+
+
+def _refuse_unknown_driver(name: str) -> None:
+    try:
+        find_format(name)
+    except UsageError:
+        raise Failure(f"Unknown driver '{name}'") from None
 
 
 def _open_protocol(name: str | None, tree: Tree, how: Opening, *, by_user: bool) -> Opened:
@@ -198,7 +204,7 @@ def _open_format(
 
 def _probe(storage: Storage) -> str:
     """Return the format as the bytes claim it; of several claims the first, as qemu-img."""
-    return next(iter(claims(storage)), "raw")
+    return next((known.name for known in FORMATS if known.probe(storage)), "raw")
 
 
 def _warn_of_raw(path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wirt.cli.kvm_img.failure import Failure
 from wirt.cli.kvm_img.keyvalue import parse_list
 from wirt.cli.kvm_img.opening import Opened
@@ -28,15 +30,22 @@ def chosen_disk(opened: Opened, wanted: str | None) -> Image:
     return disk
 
 
+def check_snapshot_options(texts: Sequence[str]) -> None:
+    """Refuse an ``-l`` that begins with ``snapshot.`` and names anything unknown."""
+    for text in texts:
+        if text.startswith(_BASE):
+            unknown = dict(parse_list(text)).keys() - {"snapshot.id", "snapshot.name"}
+            if unknown:
+                raise Failure(
+                    f"Invalid parameter '{unknown.pop()}'\n"
+                    f"Failed in parsing snapshot param '{text}'"
+                )
+
+
 def _identity(image: HasSnapshots, wanted: str) -> str:
     if not wanted.startswith(_BASE):
         return wanted
     given = dict(parse_list(wanted))
-    unknown = set(given) - {"snapshot.id", "snapshot.name"}
-    if unknown:
-        raise Failure(
-            f"Invalid parameter '{unknown.pop()}'\nFailed in parsing snapshot param '{wanted}'"
-        )
     fitting = [item for item in image.snapshots() if _fits(item, given)]
     if not fitting:
         raise Failure("Failed to load snapshot: Can't find snapshot")

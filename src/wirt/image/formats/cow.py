@@ -372,7 +372,7 @@ def _refuse_other_backing(image: CowImage, backing: Image) -> None:
     if storage.fileno() is not None and _time_of(storage) != header.mtime:
         raise CorruptImage(
             "the backing file was changed after it got its overlay",
-            hint="if it was only copied, name it once more: wirt img rebase -u",
+            hint="if it was only copied, name it again: wirt img rebase --unsafe -F raw",
         )
 
 

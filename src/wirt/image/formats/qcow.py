@@ -58,6 +58,7 @@ class QcowImage(TwoLevelImage):
         entries = -(-size // (self._l2_entries * self.block_size))
         self._load_l1(storage, l1, entries, options.budget)
         self._name_place = (at, length)
+        self._encrypted = False
         self._cipher = self._make_cipher(crypt, options)
         self.backing_name = self._backing_name(at, length)
         self._last: tuple[int, bytes] = (-1, b"")
@@ -69,8 +70,9 @@ class QcowImage(TwoLevelImage):
             raise UnsupportedImage(f"qcow encryption {crypt} is not known")
         if self.writable:
             raise UnsupportedImage("encrypted qcow 1 disks can only be read")
+        self._encrypted = True
         if options.secret is None:
-            raise ImageAccessDenied("the image is encrypted", hint="give its passphrase")
+            return None  # it can be looked at
         return make_cipher("aes", "cbc-plain64", options.secret[:16].ljust(16, b"\0"))
 
     def _backing_name(self, at: int, length: int) -> str:
@@ -86,7 +88,7 @@ class QcowImage(TwoLevelImage):
         entry = self._entry(index)
         if entry == 0:
             return Extent(offset, length, ExtentKind.HOLE)
-        if entry & _COMPRESSED or self._cipher is not None:
+        if entry & _COMPRESSED or self._encrypted:
             packed = bool(entry & _COMPRESSED)
             return Extent(offset, length, ExtentKind.DATA, compressed=packed)
         place = entry + inside
@@ -104,7 +106,7 @@ class QcowImage(TwoLevelImage):
 
     @property
     def can_allocate(self) -> bool:
-        return self._cipher is None
+        return not self._encrypted
 
     def _metadata(self) -> Iterator[Use]:
         yield Use(0, _HEADER.size, "the header")
@@ -164,6 +166,8 @@ class QcowImage(TwoLevelImage):
 
     def _deciphered(self, index: int, entry: int) -> bytes:
         content = read_exactly(self.storage, entry, self.block_size, "a cluster")
+        if self._encrypted and self._cipher is None:
+            raise ImageAccessDenied("the image is encrypted", hint="give its passphrase")
         if self._cipher is None:
             return content
         return self._cipher.decrypt(index * self.block_size // SECTOR, content)
@@ -179,7 +183,7 @@ class QcowImage(TwoLevelImage):
             stored_size(self.storage),
             self.block_size,
             backing_name=self.backing_name,
-            encrypted=self._cipher is not None,
+            encrypted=self._encrypted,
         )
 
 

@@ -32,7 +32,7 @@ from wirt.image.base import (
     Related,
     Storage,
 )
-from wirt.image.formats.dmg.encryption import block_cipher, is_encrypted, read_keys
+from wirt.image.formats.dmg.encryption import block_cipher, is_encrypted, locked, read_keys
 from wirt.image.formats.dmg.trailer import parse_plist
 from wirt.image.formats.mapped import SECTOR, MappedImage
 
@@ -88,6 +88,7 @@ class SparseBundleImage(MappedImage):
         size = _number(values, "size", 1 << 56)
         self.virtual_size = -(-size // SECTOR) * SECTOR
         self._unit = SECTOR
+        self._encrypted = False
         self._decipher: Callable[[int, bytes], bytes] | None = None
         self._open_token(related, options)
         if self.block_size % self._unit:
@@ -96,8 +97,9 @@ class SparseBundleImage(MappedImage):
 
     def _open_token(self, related: Related, options: OpenOptions) -> None:
         with related.storage("token", role="extent") as token:
-            if is_encrypted(token):
-                keys, _, _ = read_keys(token, options.secret)
+            self._encrypted = is_encrypted(token)
+            if self._encrypted and options.secret is not None:
+                keys = read_keys(token, options.secret)
                 self._unit = keys.block_size
                 self._decipher = block_cipher(keys)
 
@@ -126,6 +128,8 @@ class SparseBundleImage(MappedImage):
         first, last = inside // self._unit, -(-(inside + length) // self._unit)
         start = first * self._unit
         data = self._bands.read(index, start, last * self._unit - start)
+        if self._encrypted and self._decipher is None:
+            raise locked()
         if self._decipher is not None:
             data += bytes(-len(data) % self._unit)
             number = index * (self.block_size // self._unit) + first
@@ -141,7 +145,7 @@ class SparseBundleImage(MappedImage):
             self.virtual_size,
             stored,
             self.block_size,
-            encrypted=self._decipher is not None,
+            encrypted=self._encrypted,
         )
 
     def close(self) -> None:

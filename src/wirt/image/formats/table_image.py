@@ -97,6 +97,22 @@ class TableImage(BlockImage, DirectAllocator, Checkable):
         first = len(stripped) - len(stripped.lstrip(b"\0"))
         self.storage.pwrite(place + first, memoryview(stripped)[first:])
 
+    def _write_part(self, index: int, offset: int, part: memoryview) -> None:
+        if self.backing is not None or self._is_set(index):
+            super()._write_part(index, offset, part)
+            return
+        # Nothing shows through a new block: what is not written reads as zeros.
+        old = self._file_of(index).size()
+        place = self._new_place(index)
+        if place < old and len(part) < self.block_size:
+            self._file_of(index).pwrite(place, bytes(self.block_size))
+        self._file_of(index).pwrite(place + offset - index * self.block_size, part)
+        self._unpublished.add(index)
+
+    def _file_of(self, index: int) -> Storage:
+        """Return the file that the block lies in."""
+        return self.storage
+
     @property
     def can_allocate(self) -> bool:
         return True

@@ -79,9 +79,23 @@ class Export:
     def _exclusive(self) -> AbstractContextManager[None]:
         return nullcontext() if self._is_raw else self._access.exclusive()
 
-    def place(self) -> int | None:
-        """Return the descriptor of the file that holds the disk byte for byte, if one does."""
-        return self._image.storage.fileno() if self._is_raw else None
+    def place(self, offset: int, length: int) -> tuple[int, int] | None:
+        """Return descriptor and offset of a file where these bytes lie as they are.
+
+        None where they lie nowhere, in pieces, or where a writer could move them meanwhile.
+        """
+        storage, start = self._image.storage, offset
+        if not self._is_raw:
+            if not self.read_only or not length:
+                return None
+            extent = next(iter(chain_extents(self._image, offset, length)))
+            if extent.kind is not ExtentKind.DATA or extent.length < length:
+                return None
+            if extent.storage is None or extent.storage_offset is None:
+                return None
+            storage, start = extent.storage, extent.storage_offset
+        fd = storage.fileno()
+        return None if fd is None else (fd, start)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view``. Raises ImageError."""
@@ -90,10 +104,10 @@ class Export:
 
     def cache(self, offset: int, length: int) -> None:
         """Read ahead for whoever reads next."""
-        fd = self.place()
-        if fd is not None:
+        place = self.place(offset, length)
+        if place is not None:
             with suppress(OSError):  # only advice
-                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(*place, length, os.POSIX_FADV_WILLNEED)
             return
         buffer = memoryview(bytearray(min(length, _CACHED_AT_ONCE)))
         for at in range(offset, offset + length, _CACHED_AT_ONCE):

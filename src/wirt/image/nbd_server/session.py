@@ -43,8 +43,6 @@ class Session:
         self._contexts = contexts
         self._header = memoryview(bytearray(codec.REQUEST.size))
         self._buffer = bytearray()
-        # OpenSSL enciphers in this process: the kernel cannot send a file by itself.
-        self._fd = None if line.is_tls else export.place()
 
     def run(self) -> None:
         """Answer until the client says goodbye. Raises PeerClosed, ProtocolError."""
@@ -114,13 +112,19 @@ class Session:
     # Replies
 
     def _read(self, request: Request) -> None:
-        if self._fd is not None and request.length:
-            header = self._data_header(request)
-            self._line.send_file(header, self._fd, request.offset, request.length)
+        place = self._place(request)
+        if place is not None:
+            self._line.send_file(self._data_header(request), *place, request.length)
             return
         view = self._view(request.length)
         self._export.read_into(request.offset, view)
         self._line.send(self._data_header(request), view)
+
+    def _place(self, request: Request) -> tuple[int, int] | None:
+        """Return where the kernel finds the bytes, if it can send them by itself."""
+        if self._line.is_tls or not request.length:
+            return None  # OpenSSL enciphers in this process
+        return self._export.place(request.offset, request.length)
 
     def _data_header(self, request: Request) -> bytes:
         """Return what stands in front of the data of a whole read."""

@@ -16,11 +16,11 @@ import os
 import ssl
 from collections.abc import Mapping
 
-from wirt.errors import HostError, MissingDependency
+from wirt.errors import HostError
+from wirt.protocols.nbd import psk
 from wirt.protocols.nbd.line import Tls
 
 _MAX_KEY_FILE = 1 << 20
-_PSK_CIPHERS = "ECDHE-PSK-AES256-CBC-SHA384:DHE-PSK-AES256-GCM-SHA384:PSK-AES256-GCM-SHA384"
 
 
 def server_x509(directory: str) -> Tls:
@@ -55,14 +55,7 @@ def _load(context: ssl.SSLContext, directory: str, side: str, *, optional: bool 
 
 def server_psk(path: str) -> Tls:
     """Return TLS for a server that lets in who knows a key in the file."""
-    keys = read_keys(path)
-    context = _psk_context(ssl.PROTOCOL_TLS_SERVER)
-
-    def key_of(identity: str | None) -> bytes:
-        return keys.get(identity or "", b"")
-
-    context.set_psk_server_callback(key_of)  # type: ignore[attr-defined]  # of Python 3.13
-    return Tls(context, server_side=True)
+    return Tls(psk.server_context(read_keys(path)), server_side=True)
 
 
 def client_psk(path: str, user: str) -> Tls:
@@ -70,23 +63,7 @@ def client_psk(path: str, user: str) -> Tls:
     key = read_keys(path).get(user)
     if key is None:
         raise HostError(f"{path} has no key of {user!r}", hint="name the user: nbds://USER@HOST")
-    context = _psk_context(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_psk_client_callback(lambda _hint: (user, key))  # type: ignore[attr-defined]
-    return Tls(context)
-
-
-def _psk_context(protocol: int) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    if not hasattr(context, "set_psk_server_callback"):
-        raise MissingDependency(
-            "TLS with shared keys needs Python 3.13: this one has no way to set them",
-            hint="use certificates (--tls-x509), or a unix socket through ssh -L",
-        )
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the key proves both sides
-    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_PSK_CIPHERS)
-    return context
+    return Tls(psk.client_context(user, key))
 
 
 def read_keys(path: str) -> Mapping[str, bytes]:

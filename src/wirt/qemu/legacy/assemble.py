@@ -39,11 +39,11 @@ _UHCI_PORTS = 2
 
 def assemble(draft: Draft) -> tuple[Machine, dict[str, QapiObject]]:
     """Return the machine, and what QEMU is told of its TAPs. Raises Refused."""
-    fields = dict(draft.settings)
-    _names(fields, draft)
     _flash_chips(draft)
     _floppy_places(draft)
     made_disks = replace_ids(disks(draft))
+    fields = dict(draft.settings)
+    _names(fields, draft)
     cards, uplinks = nics(draft)
     shown = displays(draft)
     serials, parallels, monitors = ports(draft, shown)

@@ -72,6 +72,8 @@ def _choose_interfaces(draft: Draft) -> None:
             drive.interface = "ide"
         if drive.interface == "ide" and _is_q35(draft):
             drive.interface = "sata"
+        if drive.interface == "scsi" and drive.shown and "scsi" not in draft.ports:
+            draft.settings.setdefault("scsi_controller", "lsi53c895a")
 
 
 def _units(drive: Drive) -> int:

@@ -176,7 +176,7 @@ class Draft:
 
     def find_drive(self, name: str) -> Drive | None:
         """Return the drive of that id."""
-        return next((drive for drive in self.drives if drive.id == name), None)
+        return next((drive for drive in self.drives if name and drive.id == name), None)
 
     def need(self, path: str, what: str) -> None:
         """Refuse a path that is not on this host, if that matters."""

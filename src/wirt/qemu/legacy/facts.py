@@ -35,7 +35,6 @@ class Facts:
 
     format_of: Callable[[str], str] = format_by_name
     exists: Callable[[str], bool] = _nothing
-    is_directory: Callable[[str], bool] = _nothing
     windows: Collection[str] = ()
     free_display: int = 0
     audio: str = "none"

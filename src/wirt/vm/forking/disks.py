@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from wirt.image.create import create_image
-from wirt.image.open import open_image
+from wirt.image.overlay import create_overlay
 from wirt.qemu.block import disk_id, is_discarding, is_read_only
 from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
@@ -140,15 +139,16 @@ def virtual_size(path: str, image_format: str) -> int:
             head = file.read(_SIZE_AT + 8)
         if head[:4] == _QCOW2_MAGIC and len(head) == _SIZE_AT + 8:
             return int.from_bytes(head[_SIZE_AT:], "big")
+    from wirt.image.open import open_image  # every format: only for what is not of ours
+
     with open_image(path, format=image_format, force_share=True, with_backing=False) as image:
         return image.virtual_size
 
 
 def make_overlay(target: str, frozen: FrozenDisk, state: StatePaths) -> None:
     """Make an empty image over a frozen one. Raises ImageError."""
-    create_image(
+    create_overlay(
         target,
-        "qcow2",
         frozen.virtual_size,
         backing=os.path.join(state.root, frozen.file),
         backing_format=frozen.format,

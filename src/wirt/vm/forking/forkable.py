@@ -16,7 +16,18 @@ from wirt.protocols.qmp.messages import MigrationCapability, MigrationInfo, Stat
 from wirt.qemu.nic import nic_id
 from wirt.spec.console import CharBackend, Console, File, Null, Pty, Spice, UnixSocket, Vnc, Window
 from wirt.spec.machine import Machine
-from wirt.spec.nic import Dgram, Nic, Socket, Unplugged, User, Vde
+from wirt.spec.nic import (
+    Dgram,
+    Network,
+    Nic,
+    Passt,
+    Socket,
+    Switch,
+    Tap,
+    Unplugged,
+    User,
+    Vde,
+)
 from wirt.store.layout import VmPaths
 from wirt.store.record import Record
 from wirt.vm.forking.disks import obstacles
@@ -91,7 +102,7 @@ def _networks(machine: Machine) -> list[Problem]:
     return [
         Problem(
             f"{nic_id(nic, index)} is plugged into something that has room for one machine",
-            "use a network that takes many: user, vde, or a multicast socket",
+            "use a network that takes many: wirt network or switch, user, vde, a multicast socket",
         )
         for index, nic in enumerate(machine.nics)
         if not _takes_many(nic)
@@ -100,8 +111,10 @@ def _networks(machine: Machine) -> list[Problem]:
 
 def _takes_many(nic: Nic) -> bool:
     match nic.backend:
-        case User() | Unplugged() | Vde():
+        case User() | Unplugged() | Vde() | Network() | Switch() | Passt():
             return True
+        case Tap():
+            return not nic.backend.interface
         case Socket():
             return bool(nic.backend.multicast)
         case Dgram():
@@ -112,7 +125,7 @@ def _takes_many(nic: Nic) -> bool:
 
 def is_shared_wire(nic: Nic) -> bool:
     """True if forks on this card's network see each other, so that addresses must differ."""
-    return not isinstance(nic.backend, User | Unplugged)
+    return not isinstance(nic.backend, User | Unplugged | Passt)
 
 
 def require_forkable(
@@ -221,7 +234,7 @@ def _private_channel(backend: CharBackend) -> CharBackend:
 
 
 def _private_forwards(nic: Nic) -> Nic:
-    if not isinstance(nic.backend, User) or not nic.backend.forwards:
+    if not isinstance(nic.backend, User | Passt) or not nic.backend.forwards:
         return nic
     forwards = tuple(
         msgspec.structs.replace(forward, host_port=0) for forward in nic.backend.forwards

@@ -18,7 +18,7 @@ import time
 
 import msgspec
 
-from wirt.errors import NoSpace, QemuError, WirtError
+from wirt.errors import NoSpace, QemuError, WirtError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
@@ -32,7 +32,7 @@ from wirt.store.atomic import host_error
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
-from wirt.store.record import Handover, write_record
+from wirt.store.record import Handover, Record, write_record
 from wirt.store.states import Manifest, new_state, sweep_states
 from wirt.units import MIB
 from wirt.vm import state
@@ -86,7 +86,7 @@ def freeze_locked(
     state.require_running(paths)
     sweep_states(context.home)
     clear_beside(paths)
-    machine = load_started(paths)
+    machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
         chosen = require_forkable(paths, machine, record, qmp, keep_process=keep_process)
         if chosen.method == "freeze" and not idle:
@@ -99,6 +99,24 @@ def freeze_locked(
         if chosen.method == "stream":
             return Copying(source).run()
         return _HandingOver(source).run()
+
+
+def as_it_runs(machine: Machine, record: Record) -> Machine:
+    """Return the description with the cards' networks of now. Raises WrongState.
+
+    A card that came or went after the start stands where no fork would have it.
+    """
+    wires = record.run.wires if record.run else ()
+    if not wires:
+        return machine
+    now = tuple(wire.nic for wire in wires)
+    same = [(nic_id(nic, index), nic.model) for index, nic in enumerate(machine.nics)]
+    if [(nic_id(nic, index), nic.model) for index, nic in enumerate(now)] != same:
+        raise WrongState(
+            f"network cards of {machine.name} were plugged or unplugged after its start",
+            hint=f"wirt restart {machine.name}",
+        )
+    return msgspec.structs.replace(machine, nics=now)
 
 
 class _HandingOver:

@@ -19,6 +19,7 @@ from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import MigrationInfo
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.machine import READ_ONLY_BASE, cpu_model
+from wirt.qemu.nic import unplugged_links
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
 from wirt.store.layout import StatePaths, VmPaths
@@ -28,6 +29,7 @@ from wirt.vm import firmware, ownership, preflight
 from wirt.vm.context import Context
 from wirt.vm.keeping import console_names
 from wirt.vm.launch import Launched, Starting, begin, last_words
+from wirt.vm.network.uplinks import Uplinks
 from wirt.vm.sockets import Sockets, listen_all, names
 from wirt.vm.start import DEFAULT_BINARY, QMP_SECONDS, command_line
 
@@ -70,6 +72,8 @@ class Incoming:
             qmp.execute("migrate-incoming", {"uri": f"fd:{_STATE_FD}"})
             await_migration(qmp, timeout=LOAD_SECONDS)
             set_capabilities(qmp, shared=False)
+            for link in unplugged_links(self.machine.nics):
+                qmp.execute("set_link", link)
         except PeerClosed as error:
             raise self.refusal() from error
 
@@ -178,8 +182,13 @@ def begin_incoming(
     record: Record,
     inherit: list[int],
     socket_of: Callable[[str], str],
+    uplinks: Uplinks | None = None,
 ) -> Incoming:
-    """Start QEMU for ``machine``, waiting for a state. ``socket_of`` names its sockets."""
+    """Start QEMU for ``machine``, waiting for a state. ``socket_of`` names its sockets.
+
+    ``uplinks`` are the host's ends of its cards.
+    """
+    links = uplinks or Uplinks()
     require_same_cpu(machine, ground.manifest)
     opened = ownership.descriptors_needed(paths, machine, record)
     sockets = Sockets({})
@@ -187,9 +196,10 @@ def begin_incoming(
         sockets = listen_all(names(machine), socket_of, record.uid)
         images = {image: fd for image, (fd, _) in opened.items()}
         runtime = _runtime(ground, paths, machine, sockets, socket_of)
-        runtime = replace(runtime, fd_paths=images)
+        runtime = replace(runtime, fd_paths=images, uplinks=links.values)
         line = command_line(machine, runtime, ground.capabilities, record)
-        starting = begin(line, [*inherit, *images.values(), *sockets.fds.values()])
+        fds = [*inherit, *images.values(), *links.fds, *sockets.fds.values()]
+        starting = begin(line, fds)
     finally:
         sockets.close()
         ownership.close_all(opened)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -23,6 +23,7 @@ from wirt.host.process_id import ProcessId
 from wirt.protocols.guest.client import GuestSession
 from wirt.spec import toml
 from wirt.spec.machine import Machine
+from wirt.spec.nic import Backend, Nic
 from wirt.store.atomic import host_error, write_file
 from wirt.store.layout import VmPaths
 from wirt.store.locks import take_run_lock
@@ -31,15 +32,15 @@ from wirt.store.record import Record, Run, write_record
 from wirt.store.states import State, using
 from wirt.vm import preflight, state
 from wirt.vm.context import Context
-from wirt.vm.create import random_mac, random_uuid
 from wirt.vm.description import summarise
 from wirt.vm.forking.disks import make_overlay
 from wirt.vm.forking.forkable import is_shared_wire, private_copy
 from wirt.vm.forking.identity import await_answer, lay_before, new_identity
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
+from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keeping import start_keeper
-from wirt.vm.network.uplinks import open_forwards, plain_wires
+from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
 from wirt.vm.start import for_tcg
 
@@ -52,13 +53,15 @@ class Wish(msgspec.Struct, frozen=True):
     ``same_identity`` keeps UUID, host name, machine-id and network addresses: for a lab that
     nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
     process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
-    saves memory in a machine that will not start it again.
+    saves memory in a machine that will not start it again. ``networks`` plugs cards into other
+    networks: index of the card → backend.
     """
 
     same_identity: bool = False
     paused: bool = False
     temporary: bool = False
     reboots: bool = True
+    networks: Mapping[int, Backend] = msgspec.field(default_factory=dict)
 
 
 AS_USUAL = Wish()
@@ -119,11 +122,14 @@ class Birth:
         self._fill(spec)
         self._machine = preflight.with_free_ports(spec)
         self._identity = new_identity(manifest.machine, spec, same=wish.same_identity)
+        self._uplinks = make_uplinks(context, self._machine)
         try:
             self._incoming = self._begin()
         except BaseException:
             self._unmake()
             raise
+        finally:
+            self._uplinks.close()
 
     def _fill(self, spec: Machine) -> None:
         paths, manifest = self._made.paths, self.ground.manifest
@@ -136,7 +142,8 @@ class Birth:
                 shutil.copyfile(self.ground.state.uefi_variables, paths.uefi_variables)
         except OSError as error:
             raise host_error(error, paths.uefi_variables) from error
-        write_file(paths.spec, toml.dump(spec).encode(), durable=False)
+        text = toml.dump(spec, explained=not self.wish.temporary)
+        write_file(paths.spec, text.encode(), durable=False)
         summary = summarise(paths, spec)
         self._record = msgspec.structs.replace(
             self._record, summary=summary, phase="starting", unborn=True
@@ -155,7 +162,9 @@ class Birth:
         machine = for_tcg(machine, record, self.ground.manifest.accelerator)
         lock = take_run_lock(paths.run_lock)
         try:
-            return begin_incoming(self.ground, paths, machine, record, [lock], paths.socket)
+            return begin_incoming(
+                self.ground, paths, machine, record, [lock], paths.socket, self._uplinks
+            )
         finally:
             os.close(lock)
 
@@ -195,7 +204,6 @@ class Birth:
             argv=tuple(self._incoming.argv),
             paused_on_request=self.wish.paused,
             forwards=open_forwards(self._machine.nics),
-            wires=plain_wires(self._machine),
             memory="anonymous" if manifest.in_devices else "fork",
         )
 
@@ -216,6 +224,7 @@ class Birth:
         self._unmake()
 
     def _unmake(self) -> None:
+        release_all(self.context, self._made.name, self._uplinks.wires)
         if self._made.published:
             remove_machine(self.context.home, self._made.paths)
 
@@ -242,12 +251,7 @@ def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str,
     """Return the description of a machine made of a state, and what had to be changed."""
     machine, notes = private_copy(ground.manifest.machine)
     uuid = machine.uuid if wish.same_identity and machine.uuid else random_uuid()
-    nics = tuple(
-        msgspec.structs.replace(nic, mac=random_mac())
-        if is_shared_wire(nic) and not wish.same_identity
-        else nic
-        for nic in machine.nics
-    )
+    nics = tuple(_card(nic, wish, index) for index, nic in enumerate(machine.nics))
     disks = list(machine.disks)
     for disk in ground.manifest.disks:
         if disk.shared:
@@ -255,6 +259,13 @@ def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str,
             disks[disk.index] = msgspec.structs.replace(disks[disk.index], image=image)
     made = msgspec.structs.replace(machine, name=name, uuid=uuid, nics=nics, disks=tuple(disks))
     return made, notes
+
+
+def _card(nic: Nic, wish: Wish, index: int) -> Nic:
+    nic = msgspec.structs.replace(nic, backend=wish.networks.get(index, nic.backend))
+    if wish.same_identity or not is_shared_wire(nic):
+        return nic
+    return msgspec.structs.replace(nic, mac=random_mac())
 
 
 def _without_kernel(machine: Machine) -> Machine:

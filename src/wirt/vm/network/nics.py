@@ -58,7 +58,7 @@ def add_nic(context: Context, name: str, nic: Nic) -> str:
 
     Raises NotFound, SpecError, WrongState when no slot is free, and what the backend raises.
     """
-    from wirt.vm.create import random_mac
+    from wirt.vm.fresh import random_mac
 
     with locked(context.home, name, waiting=context.say) as paths:
         machine = load_spec(paths)

@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
         print_json(asdict(result))
     else:
         _print(args.image, result)
-    if result.corruptions > result.corruptions_fixed:
+    if result.corruptions:
         return CorruptImage.exit_code
-    return ImageLeaks.exit_code if result.leaks > result.leaks_fixed else 0
+    return ImageLeaks.exit_code if result.leaks else 0
 
 
 def _print(path: str, result: CheckResult) -> None:
@@ -52,14 +52,12 @@ def _print(path: str, result: CheckResult) -> None:
         print(printable(message))
     if len(result.messages) > _SHOWN:
         print(f"… and {len(result.messages) - _SHOWN} more (--json tells all)")
-    corrupt = result.corruptions - result.corruptions_fixed
-    leaks = result.leaks - result.leaks_fixed
     if result.corruptions_fixed or result.leaks_fixed:
         print(f"repaired: {result.corruptions_fixed} errors, {result.leaks_fixed} leaked clusters")
-    if corrupt:
-        print(f"{path}: {corrupt} errors; repair them: wirt img check --repair all {path}")
-    if leaks:
-        print(f"{path}: {leaks} leaked clusters; wirt img check --repair leaks {path}")
-    if not corrupt and not leaks:
+    if result.corruptions:
+        print(f"{path}: {result.corruptions} errors; repair them: wirt img check --repair all {path}")
+    if result.leaks:
+        print(f"{path}: {result.leaks} leaked clusters; wirt img check --repair leaks {path}")
+    if not result.corruptions and not result.leaks:
         share = f"{result.allocated_clusters} of {result.total_clusters} clusters in use"
         print(f"{path}: no errors, {share}" if result.total_clusters else f"{path}: no errors")

@@ -48,7 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="TLS with ca-cert.pem, server-cert.pem, server-key.pem",
     )
-    secure.add_argument("--tls-psk", metavar="FILE", help="TLS with shared keys (USER:KEY lines)")
+    secure.add_argument(
+        "--tls-psk", metavar="FILE", help="TLS with shared keys (USER:HEX-KEY lines)"
+    )
     parser.add_argument("--clients", type=int, default=MOST_CLIENTS, metavar="N", help="at most")
     declare(
         parser,

@@ -63,11 +63,11 @@ def _block_size(text: str) -> int:
 
 def _is_new(storage: Storage, index: BlockIndex) -> bool:
     """True of a version 2 disk that is nothing but blocks of zeros, as ``create`` makes it."""
-    packed = zero_block(index.block_size)
     first, last = index.offsets[0], index.offsets[-1]
-    if index.version != 2 or first != HEADER + 8 * (index.count + 1):
+    if index.version != 2 or first != HEADER + 8 * (index.count + 1) or last != storage.size():
         return False
-    if last - first != index.count * len(packed) or last != storage.size():
+    packed = zero_block(index.block_size)
+    if last - first != index.count * len(packed):
         return False
     return _all_zero(storage, first, last, packed)
 

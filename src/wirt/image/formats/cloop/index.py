@@ -20,7 +20,7 @@ _OLD_LOADER = b"cloop.o file=$0"
 _FOOTER = struct.Struct(">QI8s")
 _SIGNATURE_3 = b"\nCLOOP3\n"
 _FLAGS_3 = {0: PLAIN, 2: ZLIB, 4: LZO, 8: XZ, 16: LZ4}
-_MOST_BLOCK = 64 << 20
+_MOST_BLOCK = 16 << 20
 _OFFSET = (1 << 60) - 1
 
 

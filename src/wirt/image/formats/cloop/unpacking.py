@@ -5,13 +5,13 @@ from __future__ import annotations
 import lzma
 import zlib
 
-from wirt.errors import CorruptImage
+from wirt.errors import CorruptImage, OutOfBounds
 from wirt.image.formats.cloop.lz4 import unpack_lz4
 from wirt.image.formats.cloop.lzo import unpack_lzo
 
 ZLIB, PLAIN, XZ, LZ4, LZO = range(5)
 """As version 4 numbers them."""
-_XZ_MEMORY = 64 << 20
+_XZ_MEMORY = 80 << 20
 
 
 def inflate(packed: bytes, length: int, *, window: int = 15) -> bytes:
@@ -43,3 +43,5 @@ def unpack(codec: int, packed: bytes, most: int) -> bytes:
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY).decompress(packed, most)
     except (lzma.LZMAError, EOFError) as error:
         raise CorruptImage(f"a compressed block is broken: {error}") from error
+    except MemoryError as error:
+        raise OutOfBounds("a compressed block needs more memory than there is") from error

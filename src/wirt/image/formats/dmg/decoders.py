@@ -5,13 +5,13 @@ from __future__ import annotations
 import bz2
 import lzma
 
-from wirt.errors import CorruptImage
+from wirt.errors import CorruptImage, OutOfBounds
 from wirt.image.formats.cloop import inflate
 from wirt.image.formats.dmg import chunks
 from wirt.image.formats.dmg.adc import unpack_adc
 from wirt.image.formats.dmg.lzfse import unpack_lzfse
 
-_LZMA_MEMORY = 128 << 20
+_LZMA_MEMORY = 80 << 20
 
 
 def unpack(kind: int, packed: bytes, length: int) -> bytes:
@@ -26,6 +26,8 @@ def unpack(kind: int, packed: bytes, length: int) -> bytes:
         content = _stream(kind, packed, length)
     except (OSError, ValueError, EOFError, lzma.LZMAError) as error:
         raise CorruptImage(f"a compressed chunk is broken: {error}") from error
+    except MemoryError as error:
+        raise OutOfBounds("a compressed chunk needs more memory than there is") from error
     if len(content) != length:
         raise CorruptImage(f"a compressed chunk holds {len(content)} bytes instead of {length}")
     return content

@@ -45,6 +45,7 @@ _HEAD = struct.Struct(">8s7I16sIQQI")
 _ENTRY = struct.Struct(">IQQ")
 _WRAPPED = struct.Struct(">III I32s I32s 5I")
 _TRAILER = 1276
+_MOST_BLOCK = 1 << 20
 _PBKDF2, _DES, _AES = 0x67, 0x11, 0x80000001
 _PASSPHRASE = 1
 _RFC_3217_IV = bytes.fromhex("4adda22c79e82105")
@@ -64,27 +65,40 @@ def is_encrypted(storage: Storage) -> bool:
     return storage.pread(max(0, storage.size() - 12), 12) == b"\0\0\0\1" + _MAGIC_1
 
 
-def decrypted(storage: Storage, secret: bytes | None) -> DecryptedStorage:
+def decrypted(storage: Storage, secret: bytes) -> DecryptedStorage:
     """Return the plain bytes of an encrypted image. Raises ImageAccessDenied, ImageError."""
-    keys, start, length = read_keys(storage, secret)
-    if start + length > storage.size() + keys.block_size:
+    start, length = data_place(storage)
+    return DecryptedStorage(storage, read_keys(storage, secret), start, length)
+
+
+def data_place(storage: Storage) -> tuple[int, int]:
+    """Return offset and length of the encrypted data, which needs no passphrase."""
+    if storage.pread(0, 8) == _MAGIC_2:
+        head = _HEAD.unpack(read_exactly(storage, 0, _HEAD.size, "the encryption header"))
+        start, length = head[11], head[10]
+    else:
+        raw = read_exactly(storage, storage.size() - 20, 8, "the encryption header")
+        start, length = 0, int.from_bytes(raw)
+    if start + length > storage.size() + _MOST_BLOCK:
         raise CorruptImage("the encrypted data are cut off", offset=start)
-    return DecryptedStorage(storage, keys, start, length)
+    return start, length
 
 
-def read_keys(storage: Storage, secret: bytes | None) -> tuple[Keys, int, int]:
-    """Return the keys, and offset and length of the encrypted data."""
-    if secret is None:
-        raise ImageAccessDenied("the image is encrypted", hint="give its passphrase")
+def locked() -> ImageAccessDenied:
+    return ImageAccessDenied("the image is encrypted", hint="give its passphrase")
+
+
+def read_keys(storage: Storage, secret: bytes) -> Keys:
+    """Raises ImageAccessDenied if ``secret`` is not the passphrase."""
     if storage.pread(0, 8) == _MAGIC_2:
         return _version_2(storage, secret)
     return _version_1(storage, secret)
 
 
-def _version_2(storage: Storage, secret: bytes) -> tuple[Keys, int, int]:
+def _version_2(storage: Storage, secret: bytes) -> Keys:
     head = read_exactly(storage, 0, _HEAD.size, "the encryption header")
     f = _HEAD.unpack(head)
-    _, _, iv_size, mode, cipher, bits, mac, mac_bits, _, block, length, start, entries = f
+    _, _, iv_size, mode, cipher, bits, mac, mac_bits, _, block, _, _, entries = f
     if (iv_size, mode, cipher, mac, mac_bits) != (16, 5, _AES, 0x5B, 160):
         raise UnsupportedImage("the image is not encrypted with AES-CBC and HMAC-SHA-1")
     if entries > _MOST_ENTRIES:
@@ -95,14 +109,14 @@ def _version_2(storage: Storage, secret: bytes) -> tuple[Keys, int, int]:
         if kind == _PASSPHRASE and size >= _WRAPPED.size:
             key = _unwrap_2(read_exactly(storage, at, min(size, 1024), "a key entry"), secret)
             if key is not None and len(key) == bits // 8 + 20:
-                return Keys(key[: bits // 8], key[bits // 8 :], block), start, length
+                return Keys(key[: bits // 8], key[bits // 8 :], block)
     raise ImageAccessDenied("the passphrase does not open the image")
 
 
 def _check(bits: int, block: int) -> None:
     if bits not in {128, 256}:
         raise UnsupportedImage(f"AES keys of {bits} bits are not supported")
-    if block % 512 or not 512 <= block <= 1 << 20:
+    if block % 512 or not 512 <= block <= _MOST_BLOCK:
         raise CorruptImage(f"encrypted blocks cannot be {block} bytes long")
 
 
@@ -120,24 +134,23 @@ def _unwrap_2(raw: bytes, secret: bytes) -> bytes | None:
     return key[:-5] if key is not None and key.endswith(b"CKIE\0") else None
 
 
-def _version_1(storage: Storage, secret: bytes) -> tuple[Keys, int, int]:
+def _version_1(storage: Storage, secret: bytes) -> Keys:
     start = storage.size() - _TRAILER
     raw = read_exactly(storage, start, _TRAILER, "the encryption header")
     block, des, padding, mode, des_bits, _, method, _, rounds, salt_size = struct.unpack_from(
         ">10I", raw, 16
     )
     cipher, bits = struct.unpack_from(">II", raw, 96)
-    (length,) = struct.unpack_from(">Q", raw, 1256)
     if (des, padding, mode, des_bits, method, cipher) != (_DES, 7, 6, 192, _PBKDF2, _AES):
         raise UnsupportedImage("the image is not encrypted with AES and PBKDF2")
     _check(bits, block)
-    if salt_size > 32 or length > start:
+    if salt_size > 32:
         raise CorruptImage("impossible lengths in the encryption header")
     derived = _derived(secret, raw[56 : 56 + salt_size], rounds)
     aes, mac = _unwrap_1(raw, 136, derived), _unwrap_1(raw, 436, derived)
     if aes is None or mac is None or len(aes) != bits // 8:
         raise ImageAccessDenied("the passphrase does not open the image")
-    return Keys(aes, mac, block), 0, length
+    return Keys(aes, mac, block)
 
 
 def _unwrap_1(raw: bytes, at: int, derived: bytes) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wirt.errors import ImageError, NotThisFormat
 from wirt.image.base import Format, Image, OpenOptions, Storage
 from wirt.image.formats.dmg.encryption import decrypted, is_encrypted
-from wirt.image.formats.dmg.image import DmgImage, PlainDmgImage
+from wirt.image.formats.dmg.image import DmgImage, LockedDmgImage, PlainDmgImage
 from wirt.image.formats.dmg.trailer import find_trailer
 from wirt.image.formats.sparseimage import SparseImage, is_sparse_image
 
@@ -13,7 +13,7 @@ from wirt.image.formats.sparseimage import SparseImage, is_sparse_image
 class DmgFormat(Format):
     name = "dmg"
     suffixes = (".dmg",)
-    images = (DmgImage, PlainDmgImage, SparseImage)
+    images = (DmgImage, PlainDmgImage, LockedDmgImage, SparseImage)
     has_compression = True
 
     def probe(self, storage: Storage) -> bool:
@@ -24,7 +24,9 @@ class DmgFormat(Format):
 
     def open(self, storage: Storage, options: OpenOptions) -> Image:
         encrypted = is_encrypted(storage)
-        inner = decrypted(storage, options.secret) if encrypted else storage
+        if encrypted and options.secret is None:
+            return LockedDmgImage(storage)
+        inner = decrypted(storage, options.secret or b"") if encrypted else storage
         trailer = find_trailer(inner)
         if trailer is not None:
             return DmgImage(inner, trailer, options, encrypted=encrypted)

@@ -7,6 +7,7 @@ from wirt.image.base import Extent, ExtentKind, ImageInfo, OpenOptions, Storage
 from wirt.image.formats.dmg import chunks
 from wirt.image.formats.dmg.chunks import Chunk, ChunkMap, parse_table
 from wirt.image.formats.dmg.decoders import unpack
+from wirt.image.formats.dmg.encryption import data_place, locked
 from wirt.image.formats.dmg.trailer import Trailer, block_tables
 from wirt.image.formats.mapped import SECTOR, MappedImage, read_exactly, stored_size
 
@@ -85,6 +86,25 @@ class PlainDmgImage(MappedImage):
 
     def _run(self, offset: int, limit: int) -> Extent:
         return Extent(offset, limit, ExtentKind.DATA, storage=self.storage, storage_offset=offset)
+
+    def info(self) -> ImageInfo:
+        return ImageInfo("dmg", self.virtual_size, stored_size(self.storage), encrypted=True)
+
+
+class LockedDmgImage(MappedImage):
+    """An encrypted image without its passphrase: what is inside is not known, nor its size."""
+
+    format_name = "dmg"
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.virtual_size = -(-data_place(storage)[1] // SECTOR) * SECTOR
+
+    def _run(self, offset: int, limit: int) -> Extent:
+        return Extent(offset, limit, ExtentKind.DATA)
+
+    def _read_packed(self, offset: int, length: int) -> bytes:
+        raise locked()
 
     def info(self) -> ImageInfo:
         return ImageInfo("dmg", self.virtual_size, stored_size(self.storage), encrypted=True)

@@ -220,6 +220,9 @@ class VmdkImage(ResizableTable, OverlayTable):
         sparse, offset = self._grain(index)
         sparse.store(offset, content)
 
+    def _file_of(self, index: int) -> Storage:
+        return self._grain(index)[0].storage
+
     def _new_place(self, index: int) -> int:
         sparse, offset = self._grain(index)
         return sparse.new_place(offset)

@@ -79,8 +79,11 @@ def bios(draft: Draft, given: Given) -> Outcome | None:
     return Outcome("same")
 
 
-def option_rom(draft: Draft, given: Given) -> Outcome | None:
-    """A ROM that the BIOS runs."""
+def boot_check(draft: Draft, given: Given) -> Outcome | None:
+    """A floppy boots without the signature of a boot sector."""
+    if draft.capabilities.option_has("machine", "fd-bootchk"):
+        draft.board_options["fd-bootchk"] = "off"
+        return Outcome(today="-machine fd-bootchk=off")
     return keep(draft, given)
 
 
@@ -91,9 +94,9 @@ OPTIONS = (
     valued("append", "0.8", "", "its command line", append),
     valued("dtb", "1.1", "", "device tree for the kernel", keep),
     valued("bios", "0.9", "", "BIOS file", bios),
-    valued("option-rom", "kvm-17", "", "ROM that the BIOS runs", option_rom),
-    flag("no-fd-bootchk", "0.8", "10.2", "do not check a floppy's boot signature", keep),
+    valued("option-rom", "kvm-17", "", "ROM that the BIOS runs", keep),
+    flag("no-fd-bootchk", "0.8", "", "do not check a floppy's boot signature", boot_check),
     valued("fw_cfg", "2.4", "", "file for the guest's firmware", keep),
     valued("acpitable", "0.10", "", "further ACPI table", keep),
     valued("L", "0.8", "", "directory of BIOS and key maps", keep),
-)  # fmt: skip
+)

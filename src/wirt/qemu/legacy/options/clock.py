@@ -74,14 +74,26 @@ def icount(draft: Draft, given: Given) -> Outcome | None:
 
 
 OPTIONS = (
-    flag("localtime", "0.8", "3.1", "the clock shows local time", localtime,
-         "-rtc base=localtime"),
+    flag("localtime", "0.8", "3.1", "the clock shows local time", localtime, "-rtc base=localtime"),
     valued("startdate", "0.9", "3.1", "the clock starts at a date", startdate, "-rtc base="),
     valued("rtc", "0.12", "", "base, source and drift fix of the clock", rtc),
-    flag("rtc-td-hack", "0.10", "3.1", "make up for lost ticks of the clock (Windows)", drift,
-         "-rtc driftfix=slew"),
-    valued("clock", "0.9", "2.12", "which timer of the host to use", source),
+    flag(
+        "rtc-td-hack",
+        "0.10",
+        "3.1",
+        "make up for lost ticks of the clock (Windows)",
+        drift,
+        "-rtc driftfix=slew",
+    ),
+    valued("clock", "0.9", "by 7.2", "which timer of the host to use", source),
     valued("icount", "kvm-72", "", "time follows the instructions", icount),
-    flag("no-rtc", "kvm-17", "0.9", "do not use the host's RTC as timer", drop, "",
-         "the host's RTC is not used anyway"),
-)  # fmt: skip
+    flag(
+        "no-rtc",
+        "kvm-17",
+        "kvm-60",
+        "do not use the host's RTC as timer",
+        drop,
+        "",
+        "the host's RTC is not used anyway",
+    ),
+)

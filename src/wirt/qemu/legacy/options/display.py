@@ -15,6 +15,10 @@ _CARDS = {
     "std": "std", "cirrus": "cirrus", "vmware": "vmware", "qxl": "qxl", "virtio": "virtio",
     "none": "none",
 }  # fmt: skip
+_DEVICES = {
+    "std": "-device VGA", "cirrus": "-device cirrus-vga", "vmware": "-device vmware-svga",
+    "qxl": "-device qxl-vga", "virtio": "-device virtio-vga",
+}  # fmt: skip
 _OTHER_CARDS = {
     "xenfb": "it is for Xen guests", "tcx": "it is a card of SPARC stations",
     "cg3": "it is a card of SPARC stations",
@@ -34,7 +38,10 @@ def vga(draft: Draft, given: Given) -> Outcome | None:
     if name not in _CARDS:
         raise Refused(f"there is no card {name[:30]!r}", ", ".join(_CARDS))
     draft.settings["video"] = Video(_CARDS[name])  # type: ignore[arg-type]
-    return Outcome(today="-device", why="retrace= is left out" if "," in given.value else "")
+    return Outcome(
+        today=_DEVICES.get(name, "no -device"),
+        why="retrace= is left out" if "," in given.value else "",
+    )
 
 
 def card(draft: Draft, given: Given) -> Outcome | None:
@@ -206,31 +213,84 @@ def show_cursor(draft: Draft, _given: Given) -> Outcome | None:
 
 OPTIONS = (
     valued("vga", "kvm-80", "", "graphics card", vga),
-    flag("std-vga", "0.8", "0.10", "the VESA graphics card", card, "-vga std"),
-    flag("cirrusvga", "0.8", "0.10", "the Cirrus graphics card", card, "-vga cirrus"),
-    flag("vmwarevga", "0.9", "0.10", "the graphics card of VMware", card, "-vga vmware"),
-    flag("sdl", "0.10", "7.1", "an SDL window", sdl),
-    flag("curses", "kvm-65", "7.1", "the text screen on the terminal", curses,
-         "-display curses"),
-    flag("nographic", "0.8", "", "no picture; serial port and monitor on the terminal", nographic,
-         "-display none -serial mon:stdio"),
+    flag("std-vga", "0.8", "kvm-80", "the VESA graphics card", card, "-vga std"),
+    flag("cirrusvga", "0.8", "kvm-80", "the Cirrus graphics card", card, "-vga cirrus"),
+    flag("vmwarevga", "0.9", "kvm-80", "the graphics card of VMware", card, "-vga vmware"),
+    flag("sdl", "0.10", "7.1", "an SDL window", sdl, "-display sdl"),
+    flag("curses", "kvm-65", "7.1", "the text screen on the terminal", curses, "-display curses"),
+    flag(
+        "nographic",
+        "0.8",
+        "",
+        "no picture; serial port and monitor on the terminal",
+        nographic,
+        "-display none -serial mon:stdio",
+    ),
     valued("display", "0.15", "", "who shows the picture", display),
     valued("vnc", "0.8", "", "the picture by VNC", vnc),
-    valued("spice", "0.14", "", "the picture by SPICE", spice),
+    valued("spice", "0.15", "", "the picture by SPICE", spice),
     flag("full-screen", "0.8", "", "full screen", full_screen, "-display …,full-screen=on"),
-    flag("no-frame", "0.9", "6.1", "no frame around the window", drop, "",
-         "your desktop's window manager decides about frames"),
-    flag("alt-grab", "0.9", "7.1", "Ctrl-Alt-Shift gives the mouse back", grab),
-    flag("ctrl-grab", "0.12", "7.1", "the right Ctrl gives the mouse back", grab),
-    flag("no-quit", "kvm-17", "7.0", "the window cannot be closed", no_quit,
-         "-display …,window-close=off"),
-    flag("show-cursor", "0.9", "6.0", "the host's pointer stays visible", show_cursor,
-         "-display …,show-cursor=on"),
-    flag("portrait", "0.9", "9.2", "the picture turned by 90 degrees", drop, "",
-         "it was for hand-helds: PCs have wide screens"),
-    valued("rotate", "0.15", "9.2", "the picture turned", drop, "",
-           "it was for hand-helds: PCs have wide screens"),
+    flag(
+        "no-frame",
+        "0.9",
+        "by 7.2",
+        "no frame around the window",
+        drop,
+        "",
+        "your desktop's window manager decides about frames",
+    ),
+    flag(
+        "alt-grab",
+        "0.9",
+        "7.1",
+        "Ctrl-Alt-Shift gives the mouse back",
+        grab,
+        "-display sdl,grab-mod=",
+    ),
+    flag(
+        "ctrl-grab",
+        "0.12",
+        "7.1",
+        "the right Ctrl gives the mouse back",
+        grab,
+        "-display sdl,grab-mod=",
+    ),
+    flag(
+        "no-quit",
+        "kvm-17",
+        "7.0",
+        "the window cannot be closed",
+        no_quit,
+        "-display …,window-close=off",
+    ),
+    flag(
+        "show-cursor",
+        "0.9",
+        "6.0",
+        "the host's pointer stays visible",
+        show_cursor,
+        "-display …,show-cursor=on",
+    ),
+    flag(
+        "portrait",
+        "0.9",
+        "9.2",
+        "the picture turned by 90 degrees",
+        drop,
+        "",
+        "it was for hand-helds: PCs have wide screens",
+    ),
+    valued(
+        "rotate",
+        "0.15",
+        "9.2",
+        "the picture turned",
+        drop,
+        "",
+        "it was for hand-helds: PCs have wide screens",
+    ),
     valued("k", "0.8", "", "keyboard layout", keep),
-    valued("g", "0.8", "", "resolution, on other boards", drop, "",
-           "PCs choose their own resolution"),
-)  # fmt: skip
+    valued(
+        "g", "0.8", "", "resolution, on other boards", drop, "", "PCs choose their own resolution"
+    ),
+)

@@ -16,7 +16,7 @@ _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 _DEAD = {
     "sheepdog": "Sheepdog was dropped from QEMU in 6.1 and lives no more",
-    "cow": "the cow format was dropped from QEMU in 2.2",
+    "cow": "QEMU dropped the cow format in 2.2",
 }
 _CACHES = {
     "off": "none", "none": "none", "writeback": "writeback", "on": "writeback",
@@ -52,7 +52,9 @@ def check_file(draft: Draft, file: str) -> None:
         raise Refused(f"{file} is a path of Windows", "copy the image here and name its new path")
     protocol = protocol_of(file)
     if protocol in _DEAD:
-        raise Refused(_DEAD[protocol], "convert the image where it still opens")
+        raise Refused(
+            _DEAD[protocol], "wirt img convert -O qcow2 OLD NEW, if it is still to be had"
+        )
     if protocol in {"fat", "nbd", "json", "file", "blkverify", "blkdebug"} or "://" in file:
         return
     if not protocol and file:
@@ -65,7 +67,9 @@ def _add(draft: Draft, given: Given, drive: Drive) -> None:
     if protocol_of(file) == "file":
         drive.file = file.removeprefix("file:")
     if drive.image_format in _DEAD:
-        raise Refused(_DEAD[drive.image_format], "convert the image where it still opens")
+        raise Refused(
+            _DEAD[drive.image_format], "wirt img convert -O qcow2 OLD NEW, if it is still to be had"
+        )
     check_file(draft, drive.file)
     draft.drives.append(drive)
 
@@ -292,22 +296,41 @@ def mtd(_draft: Draft, _given: Given) -> Outcome | None:
 
 OPTIONS: tuple[Option, ...] = (
     *(
-        valued(f"hd{letter}", "0.8", "", f"IDE disk {place}", hard_disk,
-               "-blockdev and -device ide-hd", "its format is found in the file, or named")
+        valued(
+            f"hd{letter}",
+            "0.8",
+            "",
+            f"IDE disk {place}",
+            hard_disk,
+            "-blockdev and -device ide-hd",
+            "its format is found in the file, or named",
+        )
         for place, letter in enumerate("abcd")
     ),
     valued(DISK, "0.8", "", "first IDE disk", first_disk, "-blockdev and -device ide-hd"),
     valued("cdrom", "0.8", "", "CD in the third IDE drive", cdrom, "-blockdev and -device ide-cd"),
     valued("fda", "0.8", "", "first floppy", floppy, "-blockdev and -device floppy"),
     valued("fdb", "0.8", "", "second floppy", floppy, "-blockdev and -device floppy"),
-    valued("hdachs", "0.8", "2.12", "geometry of the first disk", geometry,
-           "-device ide-hd,cyls=,heads=,secs="),
+    valued(
+        "hdachs",
+        "0.8",
+        "2.12",
+        "geometry of the first disk",
+        geometry,
+        "-device ide-hd,cyls=,heads=,secs=",
+    ),
     valued("drive", "0.9", "", "a drive in all details", drive, "-blockdev and -device"),
-    flag("snapshot", "0.8", "", "writes to disks are lost at the end", snapshot,
-         "a temporary overlay of each disk"),
+    flag(
+        "snapshot",
+        "0.8",
+        "",
+        "writes to disks are lost at the end",
+        snapshot,
+        "a temporary overlay of each disk",
+    ),
     valued("pflash", "0.9", "", "flash chip with firmware", flash, "-machine pflash0="),
     valued("sd", "0.9", "", "SD card", card, "-device sdhci-pci and -device sd-card"),
-    valued("mtdblock", "0.9", "", "on-board flash memory", mtd),
+    valued("mtdblock", "0.9", "", "on-board flash memory", mtd, "none: it is for boards of ARM"),
     valued("set", "0.12", "", "property of an object of the line", keep),
     valued("iscsi", "1.3", "", "how to log in to iSCSI targets", keep),
-)  # fmt: skip
+)

@@ -98,14 +98,28 @@ def global_(draft: Draft, given: Given) -> Outcome | None:
 
 
 OPTIONS = (
-    valued("soundhw", "0.8", "7.1", "sound cards", soundhw),
+    valued("soundhw", "0.8", "7.1", "sound cards", soundhw, "-audiodev and -device"),
     valued("audiodev", "4.0", "", "where sound is heard", audiodev),
     valued("audio", "7.1", "", "a sound card and where it is heard", keep),
-    valued("balloon", "0.11", "3.1", "memory that the guest can give back", balloon),
-    valued("pcidevice", "kvm-80", "0.13", "a PCI device of the host", pci_device),
+    valued(
+        "balloon",
+        "0.11",
+        "3.1",
+        "memory that the guest can give back",
+        balloon,
+        "-device virtio-balloon-pci",
+    ),
+    valued(
+        "pcidevice",
+        "kvm-80",
+        "0.15",
+        "a PCI device of the host",
+        pci_device,
+        "-device vfio-pci,host=",
+    ),
     flag("win2k-hack", "0.8", "", "for the installation of Windows 2000", keep),
     valued("virtfs", "0.13", "", "a shared directory (9p)", virtfs),
     valued("virtfs_synth", "1.1", "", "a test of 9p", keep),
     valued("fsdev", "0.13", "", "a directory for a 9p device", keep),
     valued("global", "0.12", "", "a property of all devices of a kind", global_),
-)  # fmt: skip
+)

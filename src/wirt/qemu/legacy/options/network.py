@@ -52,6 +52,8 @@ _USER_KEYS = {
     "bootp": "bootfile", "smb": "smb",
 }  # fmt: skip
 _LOCAL_SWITCH = "/var/run/vde.ctl"
+_UP = ("/etc/kvm/kvm-ifup", "/etc/qemu-ifup")
+_DOWN = ("/etc/kvm/kvm-ifdown", "/etc/qemu-ifdown")
 _SCRIPTS = ("", "no")
 
 
@@ -243,8 +245,10 @@ def _tap(draft: Draft, values: Values, wire: Wire) -> None:
     if queues:
         raise Refused("several queues are not modelled", "one fd=")
     fd, vhost_fd = values.take("fd"), values.take("vhostfd")
-    script = values.take("script", default="/etc/qemu-ifup")
-    down = values.take("downscript", default="/etc/qemu-ifdown")
+    script = values.take("script", default=_first(draft, _UP))
+    down = values.take("downscript", default=_first(draft, _DOWN))
+    if not fd and script not in _SCRIPTS:
+        draft.need(script, "the script")
     values.take("helper")
     bridge = values.take("br")
     vhost = values.has("vhost") and values.flag("vhost")
@@ -279,6 +283,11 @@ def _tap(draft: Draft, values: Values, wire: Wire) -> None:
         offload=offload,
         send_buffer=size(buffer, "sndbuf", default_unit="") if buffer else 0,
     )
+
+
+def _first(draft: Draft, scripts: tuple[str, ...]) -> str:
+    """Return the script of this distribution: of Debian's KVM first, then QEMU's own."""
+    return next((path for path in scripts if draft.facts.exists(path)), scripts[-1])
 
 
 def _bridge(_draft: Draft, values: Values, wire: Wire) -> None:
@@ -465,11 +474,21 @@ OPTIONS: tuple[Option, ...] = (
     valued("net", "0.8", "", "a card or a network on a vlan", net, "-netdev and -device"),
     valued("netdev", "0.12", "", "a network backend", netdev),
     valued("nic", "2.12", "", "a card and its network", nic, "-netdev and -device"),
-    valued("redir", "0.8", "3.1", "a host port that reaches the guest", redir),
-    valued("tftp", "0.8", "3.1", "directory served by TFTP", for_user("tftp"),
-           "-netdev user,tftp="),
-    valued("bootp", "0.9", "3.1", "boot file named by DHCP", for_user("bootfile"),
-           "-netdev user,bootfile="),
-    valued("smb", "0.8", "3.1", "directory shared with Windows", for_user("smb"),
-           "-netdev user,smb="),
-)  # fmt: skip
+    valued(
+        "redir", "0.8", "3.1", "a host port that reaches the guest", redir, "-netdev user,hostfwd="
+    ),
+    valued(
+        "tftp", "0.8", "3.1", "directory served by TFTP", for_user("tftp"), "-netdev user,tftp="
+    ),
+    valued(
+        "bootp",
+        "0.9",
+        "3.1",
+        "boot file named by DHCP",
+        for_user("bootfile"),
+        "-netdev user,bootfile=",
+    ),
+    valued(
+        "smb", "0.8", "3.1", "directory shared with Windows", for_user("smb"), "-netdev user,smb="
+    ),
+)

@@ -222,11 +222,19 @@ OPTIONS = (
     valued("smp", "0.8", "", "number of vcpus, sockets, cores and threads", smp),
     valued("m", "0.8", "", "memory in MiB", memory),
     valued(
-        "mem-path", "kvm-65", "", "memory from a directory of huge pages", mem_path,
+        "mem-path",
+        "kvm-65",
+        "",
+        "memory from a directory of huge pages",
+        mem_path,
         "-object memory-backend-file,mem-path=",
     ),
     flag(
-        "mem-prealloc", "kvm-84", "", "take all memory at the start", mem_prealloc,
+        "mem-prealloc",
+        "kvm-84",
+        "",
+        "take all memory at the start",
+        mem_prealloc,
         "-object memory-backend-ram,prealloc=on",
     ),
     valued("numa", "0.11", "", "NUMA nodes", numa, "-numa node,memdev=", "mem= went in 5.1"),
@@ -235,4 +243,4 @@ OPTIONS = (
     flag("no-acpi", "0.8", "9.0", "no ACPI", acpi, "-machine acpi=off"),
     valued("name", "0.9", "", "name of the guest, in the window's title", name),
     valued("uuid", "0.10", "", "UUID of the machine", uuid),
-)  # fmt: skip
+)

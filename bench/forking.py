@@ -1,0 +1,163 @@
+"""Forks of the built Debian guest, beside a cold boot and a full-stream restore of the same.
+
+A fork is measured through the library: from the call to the vCPU running, to the agent's ping
+and to ``true`` executed. The restore is QEMU's own: the same machine saved with its memory as
+one stream, which a fresh QEMU loads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.pairs import Row
+from wirt.catalog.build import build_image
+from wirt.catalog.catalog import Catalog
+from wirt.catalog.recipe import Recipe
+from wirt.protocols.qga.client import AgentClient
+from wirt.store.layout import home_at
+from wirt.store.machines import machine_names
+from wirt.store.record import read_record
+from wirt.store.states import State, process_label, release
+from wirt.vm.channels import AGENT
+from wirt.vm.context import Context
+from wirt.vm.create import Wish as Make
+from wirt.vm.create import create
+from wirt.vm.execute import Order, execute
+from wirt.vm.forking.fork import spawn_many
+from wirt.vm.forking.freeze import freeze
+from wirt.vm.forking.spawn import spawn_from
+from wirt.vm.remove import remove
+from wirt.vm.source import resolve
+from wirt.vm.start import start
+from wirt.vm.wait import wait_for_guest
+
+TITLE = "Forks of a Debian guest with 512 MiB"
+ROUNDS = int(os.environ.get("WIRT_BENCH_ROUNDS", "10"))
+MANY = int(os.environ.get("WIRT_BENCH_FORKS", "20"))
+_MIB = 1 << 20
+
+
+def rows() -> list[Row]:
+    with _home() as context:
+        cold = _cold_boot(context, "src")
+        pauses = [_pause(context)]
+        frozen = freeze(context, "src", label="bench").state
+        spawn_from(context, frozen, "warm")
+        remove(context, "warm", force=True)
+        made = [_fork(context, frozen, number) for number in range(ROUNDS)]
+        running, ping, executed, private = (list(column) for column in zip(*made, strict=True))
+        many, share = _many(context, frozen)
+        stream = [_stream_restore(context, number) for number in range(max(2, ROUNDS // 3))]
+        release(frozen, "bench")
+    return [
+        _row("fork to vCPU running", running, "full-stream restore, running", stream, "<= 0.10 s"),
+        _row("fork to agent's ping", ping, "cold boot to the helper", [cold], "<= 0.25 s"),
+        _row("fork to `true` executed", executed, "cold boot to the helper", [cold], "<= 0.35 s"),
+        _row("the source's pause", pauses, "cold boot to the helper", [cold], "<= 0.040 s"),
+        _row(f"{MANY} forks answered", [many], "cold boot of one", [cold], "<= 5 s"),
+        Row("private memory of a fork after its ping", "MiB in column MiB", None, 1.0, 0.0,
+            len(private), "<= 32 MiB", statistics.median(private)),
+        Row(f"PSS of each of {MANY} forks", "MiB in column MiB", None, 1.0, 0.0, 1, "", share),
+    ]  # fmt: skip
+
+
+@contextmanager
+def _home() -> Iterator[Context]:
+    cache = Path(os.environ.get("WIRT_TEST_CACHE") or f"/var/tmp/wirt-tests-{os.geteuid()}")
+    cache.mkdir(mode=0o711, parents=True, exist_ok=True)
+    build_image(Catalog(cache / "images"), Recipe(distribution="debian:12"))
+    root = tempfile.mkdtemp(prefix="wirt-bench-", dir="/var/tmp")
+    os.chmod(root, 0o711)
+    os.symlink(cache / "images", os.path.join(root, "images"))
+    context = Context(home_at(root))
+    try:
+        yield context
+    finally:
+        for name in machine_names(context.home):
+            remove(context, name, force=True)
+        shutil.rmtree(root)
+
+
+def _cold_boot(context: Context, name: str) -> float:
+    settings = {"memory": "512M", "displays": []}
+    create(context, name, resolve(context, "debian:12"), Make(settings=settings))
+    begin = time.perf_counter()
+    start(context, name)
+    wait_for_guest(context, name, timeout=1200)
+    return time.perf_counter() - begin
+
+
+def _pause(context: Context) -> float:
+    frozen = freeze(context, "src")
+    release(frozen.state, process_label())
+    return frozen.pause
+
+
+def _fork(context: Context, frozen: State, number: int) -> tuple[float, float, float, float]:
+    name = f"one{number}"
+    begin = time.perf_counter()
+    made = spawn_from(context, frozen, name)
+    with AgentClient.connect(context.home.vm(name).socket(AGENT), timeout=60) as agent:
+        agent.ping()
+        ping = time.perf_counter() - begin
+    private = _smaps(context, name, "Private_Dirty") / _MIB
+    execute(context, name, Order(["true"]))
+    executed = time.perf_counter() - begin
+    remove(context, name, force=True)
+    return made.running, ping, executed, private
+
+
+def _many(context: Context, frozen: State) -> tuple[float, float]:
+    names = [f"many{number}" for number in range(MANY)]
+    begin = time.perf_counter()
+    spawn_many(context, frozen, names, all_or_nothing=True)
+    wall = time.perf_counter() - begin
+    shares = [_smaps(context, name, "Pss") / _MIB for name in names]
+    for name in names:
+        remove(context, name, force=True)
+    return wall, statistics.median(shares)
+
+
+def _smaps(context: Context, name: str, field: str) -> int:
+    run = read_record(context.home.vm(name).record).run
+    if run is None:
+        return 0
+    lines = Path(f"/proc/{run.pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _stream_restore(context: Context, number: int) -> float:
+    """Freeze a machine without shared memory: its forks load one stream, as a restore does."""
+    with _in_devices():
+        frozen = freeze(context, "src", keep_process=True)
+    name = f"stream{number}"
+    made = spawn_from(context, frozen.state, name)
+    remove(context, name, force=True)
+    release(frozen.state, process_label())
+    return made.running
+
+
+@contextmanager
+def _in_devices() -> Iterator[None]:
+    """No room for a memory file: then the memory comes with the devices."""
+    from wirt.vm.forking import stream
+
+    real: Callable[..., int] = stream.room
+    stream.room = lambda _home: 0
+    try:
+        yield
+    finally:
+        stream.room = real
+
+
+def _row(what: str, ours: list[float], peer: str, theirs: list[float], target: str) -> Row:
+    wall = statistics.median(ours)
+    ratio = wall / statistics.median(theirs) if theirs else 0.0
+    return Row(what, peer, None, ratio, wall, len(ours), target)
