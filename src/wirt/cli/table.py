@@ -75,6 +75,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
     "lab": (
         ("up", "bring a lab up from its description"),
+        ("fork", "fork a running lab: all machines at one instant, and their wires"),
         ("down", "remove labs with all that is in them"),
         ("ls", "list labs"),
         ("show", "show one lab: machines and wires as they are now"),

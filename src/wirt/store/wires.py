@@ -105,6 +105,8 @@ class LabRecord(msgspec.Struct, frozen=True):
     """The description, as it was read."""
     parent: str = ""
     """The lab that this one was forked from."""
+    standing: bool = False
+    """A command has let the machines stand still, and will let them go on."""
     machines: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()

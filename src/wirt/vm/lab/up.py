@@ -22,6 +22,7 @@ from wirt.store.wires import LabRecord, Shape
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
 from wirt.vm.lab.down import take_down
+from wirt.vm.lab.recovery import locked_lab
 from wirt.vm.network.bridges import BridgeWish, create_bridge, ensure_bridge
 from wirt.vm.network.cables import create_cable, ensure_cable
 from wirt.vm.network.switches import SwitchWish, create_switch, ensure_switch
@@ -41,10 +42,10 @@ def bring_up(context: Context, content: str, *, file: str, name: str = "", timeo
     lab = spec.load(content, file=file, name=name)
     sources = {part: _source(context, one, file) for part, one in lab.machines.items()}
     prepare(context.home)
-    fresh = _enter(context, lab, content)
-    with wires.locked(context.home, "lab", lab.name, waiting=context.say) as paths:
+    fresh = enter(context, lab, content)
+    with locked_lab(context, lab.name) as paths:
         try:
-            _make_wires(context, lab)
+            make_wires(context, lab)
             _make_machines(context, lab, sources)
             _start_machines(context, lab, timeout)
         except BaseException:
@@ -65,11 +66,14 @@ def _source(context: Context, machine: LabMachine, file: str) -> Source | None:
     return resolve_or_build(context, image, image_format=machine.format)
 
 
-def _enter(context: Context, lab: Lab, content: str) -> bool:
-    """Write the record; False if this very lab is there already."""
+def enter(context: Context, lab: Lab, content: str, *, parent: str = "") -> bool:
+    """Write the record of a lab with every name that it will own.
+
+    False if this very lab is there already. Raises AlreadyExists.
+    """
     if lab.name in wires.names(context.home, "lab"):
         record = wires.read(context.home.network("lab", lab.name), LabRecord)
-        if record.content == content:
+        if record.content == content and not parent:
             return False
         raise AlreadyExists(
             f"there is a lab {lab.name!r} with another description",
@@ -79,7 +83,7 @@ def _enter(context: Context, lab: Lab, content: str) -> bool:
     for kind, parts in _kinds(lab):
         _refuse_taken(lab.name, _full(lab, parts), wires.names(context.home, kind))
     with wires.new(context.home, "lab", lab.name) as paths:
-        wires.write(paths, _record(lab, content))
+        wires.write(paths, _record(lab, content, parent))
     return True
 
 
@@ -100,10 +104,11 @@ def _refuse_taken(lab: str, wanted: Iterable[str], there: Iterable[str]) -> None
         )
 
 
-def _record(lab: Lab, content: str) -> LabRecord:
+def _record(lab: Lab, content: str, parent: str) -> LabRecord:
     return LabRecord(
         created=time.time(),
         content=content,
+        parent=parent,
         machines=_full(lab, lab.machines),
         switches=_full(lab, lab.switches),
         networks=_full(lab, lab.networks),
@@ -111,7 +116,8 @@ def _record(lab: Lab, content: str) -> LabRecord:
     )
 
 
-def _make_wires(context: Context, lab: Lab) -> None:
+def make_wires(context: Context, lab: Lab) -> None:
+    """Make the networks, switches and cables that are not there yet, in that order."""
     for part, network in lab.networks.items():
         _make_network(context, lab.full(part), network)
     for part, switch in lab.switches.items():
