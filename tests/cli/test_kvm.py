@@ -20,7 +20,7 @@ import pytest
 from tests.qemu.legacy.lines import started
 from wirt.host.process import find_program
 
-SECONDS = 240.0
+SECONDS = 600.0
 TALK = [
     *("-m", "512", "-net", "nic,model=rtl8139", "-net", "user", "-vga", "std", "-no-kvm-pit"),
     *("-usbdevice", "tablet", "-usb", "-boot", "c", "-localtime", "-hda", "XP.img"),

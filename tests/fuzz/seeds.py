@@ -34,6 +34,7 @@ SHAPES = {
         {},
         {"subformat": "monolithicFlat"},
         {"subformat": "twoGbMaxExtentSparse"},
+        {"subformat": "vmfsSparse"},
     ),
     "vpc": ({}, {"subformat": "fixed"}),
     "vhdx": ({"log_size": "1M", "block_size": "1M"},),
@@ -58,7 +59,8 @@ def make_seeds(directory: Path) -> list[Seed]:
     """Make all seeds below ``directory``. Every format is tried on something."""
     seeds = [*_created(directory), *_samples(directory)]
     known = {seed.format for seed in seeds}
-    strange = directory / "strange.bin"
+    (directory / "strange").mkdir()
+    strange = directory / "strange" / "disk"
     strange.write_bytes(random.Random(1).randbytes(65536))
     seeds += [Seed(strange, one.name) for one in file_formats() if one.name not in known]
     return seeds
@@ -77,6 +79,9 @@ def _created(directory: Path):
                 continue  # read only, or made of more than a size
             if path.stat().st_size <= 4 * _LARGEST:
                 yield Seed(path, known.name)
+            # An extent opens by itself too, and holds what the descriptor does not.
+            for extent in place.glob("disk-delta.vmdk"):
+                yield Seed(extent, known.name)
 
 
 def _fill(path: Path, name: str) -> None:
@@ -101,7 +106,8 @@ def _samples(directory: Path):
             data = source.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             continue
-        path = directory / packed.stem
+        path = directory / f"sample-{packed.stem}" / "disk"
+        path.parent.mkdir()
         path.write_bytes(data)
         with FileStorage(str(path)) as storage:
             names = claims(storage)

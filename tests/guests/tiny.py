@@ -81,16 +81,22 @@ def _debugfs(disk: str, command: str) -> bytes:
     return done.stdout
 
 
-class Shell:
-    """The shell of one tiny guest, over the console socket of its machine."""
+def console(paths: VmPaths) -> str:
+    """Return where the shell of a machine's guest is reached."""
+    return paths.socket("serial0-view")
 
-    def __init__(self, paths: VmPaths, socket_name: str = "serial0-view") -> None:
+
+class Shell:
+    """The shell of one tiny guest, over a socket of its serial port."""
+
+    def __init__(self, path: str) -> None:
         self._numbers = itertools.count(1)
         self._text = b""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(SECONDS)
-        self._socket.connect(paths.socket(socket_name))
-        self._read_until(rb"tiny-ready\r?\n")
+        self._socket.connect(path)
+        if not booted:
+            self._read_until(rb"tiny-ready\r?\n")
 
     def __call__(self, command: str, *, check: bool = True, timeout: float = SECONDS) -> str:
         """Run a command and return what it printed."""

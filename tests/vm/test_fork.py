@@ -21,6 +21,7 @@ from wirt.vm.create import create
 from wirt.vm.forking.fork import fork
 from wirt.vm.forking.freeze import freeze
 from wirt.vm.forking.spawn import Wish, spawn_from
+from wirt.vm.guest_install import install_helper
 from wirt.vm.source import DiskFile, resolve
 from wirt.vm.start import start
 from wirt.vm.vm import Vm
@@ -44,7 +45,7 @@ def source(guest_image):
         create(context, "src", resolve(context, "debian:12"), Make(settings=settings))
         start(context, "src")
         vm = Vm("src", context)
-        vm.wait()
+        vm.wait(timeout=1500)
         vm.exec(["sh", "-c", f"setsid sh -c '{COUNTER}' >/dev/null 2>&1 </dev/null &"])
         yield vm
 
@@ -126,7 +127,7 @@ def _stand_by_themselves(vm):
     two = Vm("two", vm.context)
     two.stop()
     two.start()
-    two.wait()
+    two.wait(timeout=1500)
     assert run(vm, "two", "sha256sum </root/blob").split()[0] == run(
         vm, "two", "yes two | head -c 3000000 | sha256sum"
     ).split()[0]  # fmt: skip
@@ -163,6 +164,21 @@ def test_the_same_identity_is_kept_where_it_is_asked_for(source):
         assert Vm("twin", source.context).machine.uuid == source.machine.uuid
     finally:
         Vm("twin", source.context).remove(force=True)
+
+
+def test_a_fork_that_was_made_paused_becomes_another_when_it_runs(source):
+    result = fork(source.context, "src", ["later"], wish=Wish(paused=True))
+    later = Vm("later", source.context)
+    try:
+        assert later.status == "paused"
+        assert result.forks[0].identity.uuid == ""
+        later.resume()
+        assert run(source, "later", "hostname").strip() == "later"
+        uuid = "cat /proc/sys/kernel/random/uuid"
+        assert run(source, "later", uuid) != run(source, "src", uuid)
+        assert read_record(source.context.home.vm("later").record).identity_due is None
+    finally:
+        later.remove(force=True)
 
 
 def test_a_guest_with_the_agent_alone_is_changed_through_it(source):
@@ -215,7 +231,7 @@ def test_a_disk_that_we_did_not_build_is_forked_while_it_runs(request, context, 
     create(context, "foreign", image, Make(settings=settings))
     start(context, "foreign")
     vm = Vm("foreign", context)
-    assert vm.wait() == "agent"
+    assert vm.wait(timeout=1500) == "agent"
     result = fork(context, "foreign", ["copy", "other"])
     assert [made.identity.by for made in result.forks] == ["agent", "agent"]
     assert [made.identity.unchanged for made in result.forks] == [(), ()]
@@ -224,6 +240,11 @@ def test_a_disk_that_we_did_not_build_is_forked_while_it_runs(request, context, 
     for name in ("foreign", "copy", "other"):
         assert run(vm, name, "cat /root/mine").strip() == name
     assert run(vm, "copy", "hostname").strip() == "copy"
+    assert install_helper(context, "copy") == ""
+    assert Vm("copy", context).wait() == "helper"
+    deep = fork(context, "copy", ["deep"])
+    assert (deep.method, deep.forks[0].identity.by) == ("stream", "helper")
+    assert deep.forks[0].identity.unchanged == ()
     if firmware == "uefi":
         files = [context.home.vm(name).uefi_variables for name in ("foreign", "copy", "other")]
         assert len({os.stat(path).st_ino for path in files}) == 3

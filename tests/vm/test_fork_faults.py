@@ -37,12 +37,13 @@ from wirt.vm.forking import fork as forking
 from wirt.vm.forking import stream
 from wirt.vm.forking.fork import fork, names_for, spawn_many
 from wirt.vm.forking.freeze import freeze
+from wirt.vm.forking.spawn import Wish as Birth
 from wirt.vm.forking.spawn import spawn_from
 from wirt.vm.listing import list_machines
 from wirt.vm.monitor import connect
 from wirt.vm.remove import remove
 from wirt.vm.start import start
-from wirt.vm.stop import pause, stop
+from wirt.vm.stop import pause, resume, stop
 
 pytestmark = [pytest.mark.needs_qemu]
 
@@ -163,8 +164,12 @@ def test_a_paused_machine_stays_paused(context):
     fork(context, "src", ["one"])
     assert state.look(context.home.vm("src")).status == "paused"
     assert state.look(context.home.vm("one")).status == "running"
-    fork(context, "src", ["two"])
+    fork(context, "src", ["two"], wish=Birth(paused=True))
     assert state.look(context.home.vm("src")).status == "paused"
+    assert state.look(context.home.vm("two")).status == "paused"
+    resume(context, "two")
+    require_running(context, "two")
+    assert read_record(context.home.vm("two").record).identity_due is None
     require_clean(context)
 
 

@@ -39,6 +39,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("logs", "show what a guest or its QEMU printed"),
             ("ssh", "log in over ssh, without a network if need be"),
             ("screenshot", "save a picture of a guest's screen"),
+            ("guest", "put wirt's helper into a guest that others made"),
         ),
     ),
     (
@@ -47,6 +48,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("build", "build a guest image from packages"),
             ("pull", "take a published disk image"),
             ("images", "list and remove guest images"),
+            ("template", "look at warm images: frozen after boot, forked by wirt run"),
             ("img", "work with disk image files of all formats"),
         ),
     ),
@@ -82,6 +84,12 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("exec", "run a command in a guest of a lab"),
         ("check", "check the description of a lab"),
     ),
+    "template": (
+        ("ls", "list templates"),
+        ("show", "show one template"),
+        ("rm", "remove templates"),
+    ),
+    "guest": (("install", "install wirt's helper in a guest that runs"),),
     "net": (
         ("create", "make a bridge network: address, DHCP, names, a way out"),
         ("ls", "list networks; with --json also switches, cables and cards"),
@@ -131,6 +139,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("flatten", "make an overlay independent of its chain"),
         ("amend", "change options of an image"),
         ("bitmap", "work with the dirty bitmaps of an image"),
+        ("key", "change the passphrases of an encrypted image"),
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),

@@ -31,6 +31,9 @@ Nothing else builds paths.
     │   │   ├── uefi-variables.fd
     │   │   └── mem           0440 the memory, if it is kept on disk
     │   └── .old-XXXXXXXX/    a state being removed; garbage
+    ├── templates/            0700: warm images, see wirt.store.templates
+    │   ├── FINGERPRINT.json  0600 which state is one, and of what; its time is that of its use
+    │   └── FINGERPRINT.lock  held by the wirt command that makes it
     ├── images/               guest images, see wirt.catalog
     └── cache/                facts that can be found again
 
@@ -268,6 +271,16 @@ class Home(msgspec.Struct, frozen=True):
     @property
     def states(self) -> str:
         return os.path.join(self.root, "states")
+
+    @property
+    def templates(self) -> str:
+        return os.path.join(self.root, "templates")
+
+    def template(self, fingerprint: str) -> str:
+        return os.path.join(self.templates, f"{fingerprint}.json")
+
+    def template_lock(self, fingerprint: str) -> str:
+        return os.path.join(self.templates, f"{fingerprint}.lock")
 
     @property
     def images(self) -> str:

@@ -104,6 +104,15 @@ class Handover(msgspec.Struct, frozen=True):
     decided: bool = False
 
 
+class IdentityDue(msgspec.Struct, frozen=True):
+    """What a fork that has not run yet must become when it does, and by whom it can be told."""
+
+    same: bool
+    macs: tuple[tuple[str, str], ...] = ()
+    helper: bool = False
+    agent: bool = False
+
+
 class Record(msgspec.Struct, frozen=True):
     """The state of a machine. ``uid`` is 0 where QEMU runs as the user itself."""
 
@@ -130,6 +139,8 @@ class Record(msgspec.Struct, frozen=True):
     handover: Handover | None = None
     unborn: bool = False
     """A fork that has loaded its memory and never ran: undone if its maker was killed."""
+    identity_due: IdentityDue | None = None
+    """Set for a fork that was made paused, until it runs."""
 
 
 _decoder = msgspec.json.Decoder(Record)

@@ -8,6 +8,7 @@ from wirt.errors import NotFound, WirtError
 from wirt.store.layout import VmPaths
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record
+from wirt.store.states import states
 from wirt.vm import state
 from wirt.vm.context import Context
 
@@ -73,7 +74,7 @@ def _row(paths: VmPaths, *, ask: bool) -> Row:
 
 
 def machines_on(context: Context, image_id: str) -> list[str]:
-    """Return the machines whose disks are overlays of a guest image."""
+    """Return the machines, and held states, whose disks are overlays of a guest image."""
     found = []
     for name in machine_names(context.home):
         try:
@@ -83,4 +84,5 @@ def machines_on(context: Context, image_id: str) -> list[str]:
             continue
         if record.image_id == image_id:
             found.append(name)
-    return found
+    kept = states(context.home)
+    return found + [f"state {one.id}" for one in kept if one.manifest.image_id == image_id]

@@ -29,8 +29,10 @@ from wirt.store.record import Record, write_record
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
+from wirt.vm.description import load_spec
 from wirt.vm.disk_serving import end_disk_server
 from wirt.vm.forking.handover import recover
+from wirt.vm.forking.identity import run_first_time
 from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import release_all
@@ -150,7 +152,8 @@ def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None
     shutil.rmtree(paths.runtime, ignore_errors=True)
     remove_memory(paths)
     write_record(
-        paths.record, msgspec.structs.replace(record, phase="stopped", run=None, ended=ended)
+        paths.record,
+        msgspec.structs.replace(record, phase="stopped", run=None, ended=ended, identity_due=None),
     )
 
 
@@ -167,10 +170,17 @@ def resume(context: Context, name: str) -> None:
 def _vcpus(context: Context, name: str, command: str) -> None:
     with locked(context.home, name, waiting=context.say) as paths:
         recover(context, paths)
-        found = state.require_running(paths)
-        with connect(paths, found.record) as qmp:
-            qmp.execute(command)
-        run = found.record.run
+        record = state.require_running(paths).record
+        due = record.identity_due if command == "cont" else None
+        with connect(paths, record) as qmp:
+            if due is None:
+                qmp.execute(command)
+            else:
+                outcome = run_first_time(paths, load_spec(paths), due, qmp)
+                for what in outcome.unchanged:
+                    context.say(f"{name} has as its source: {what}")
+        run = record.run
         if run is not None:
             run = msgspec.structs.replace(run, paused_on_request=command == "stop")
-        write_record(paths.record, msgspec.structs.replace(found.record, run=run))
+        due = None if due is not None else record.identity_due
+        write_record(paths.record, msgspec.structs.replace(record, run=run, identity_due=due))

@@ -393,6 +393,13 @@ def test_an_identity_of_nothing_changes_nothing_and_shows_fresh_random(guest: Gu
     assert first.boot_id == second.boot_id
 
 
+def test_a_card_that_is_not_there_is_said_and_the_other_steps_are_done(guest: GuestSession):
+    wanted = Identity(set_clock=False, macs=(("02:00:00:00:00:01", "02:00:00:00:00:02"),))
+    answer = guest.set_identity(wanted)
+    assert answer.failed == {"macs": "no card has 02:00:00:00:00:01"}
+    assert answer.uuid
+
+
 def test_a_helper_that_ends_is_peer_closed(mortal_helper: socket.socket):
     with (
         GuestSession.from_socket(mortal_helper, timeout=LIMIT) as guest,

@@ -58,8 +58,8 @@ def description(net, guest_image, tiny_initrd):
 def shell_of(net, guests):
     shells = []
 
-    def made(name):
-        shells.append(guests["tiny"].Shell(net.context.home.vm(name)))
+    def made(name, *, booted=False):
+        shells.append(guests["tiny"].Shell(net.context.home.vm(name), booted=booted))
         return shells[-1]
 
     yield made
@@ -67,9 +67,11 @@ def shell_of(net, guests):
         shell.close()
 
 
-SEND = """\
-(i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.2; done) \
-| nc 10.9.0.2 5000 >/dev/null 2>&1 &"""
+# The blank in front keeps the shell from reading "((" as arithmetic.
+SEND = (
+    " (i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.5; done) "
+    "</dev/null 2>/dev/null | nc 10.9.0.2 5000 >/dev/null 2>&1 &"
+)
 GAP = "awk 'NR - 1 != $1 { print \"gap at\", NR; exit } END { print NR }' /tmp/whole"
 
 
@@ -97,7 +99,7 @@ def test_a_lab_comes_up_is_forked_while_it_talks_and_leaves_nothing(
         shell("ip link set eth0 up")
         shell(f"ip address add {address} dev eth0")
     client("for i in $(seq 30); do ping -c 1 -W 2 10.9.0.2 && exit 0; done; exit 1")
-    server("nc -l -p 5000 > /tmp/got 2>/dev/null &")
+    server("nc -l -p 5000 </dev/null >/tmp/got 2>/dev/null &")
     client(SEND)
     eventually(lambda: received(server) > 200, seconds=120, what="nothing is sent")
 
@@ -107,7 +109,9 @@ def test_a_lab_comes_up_is_forked_while_it_talks_and_leaves_nothing(
     assert view(context, "trial").status == view(context, "shop").status == "up"
     assert [one.name for one in list_labs(context) if one.parent == "shop"] == ["trial"]
 
-    other_client, other_server = shell_of("trial.client"), shell_of("trial.server")
+    other_client, other_server = (
+        shell_of(f"trial.{name}", booted=True) for name in ("client", "server")
+    )
     for one in (server, other_server):
         before = received(one)
         eventually(lambda: received(one) > before + 100, seconds=120, what="it stands still")  # noqa: B023

@@ -47,6 +47,8 @@ class Facts:
     memory_file: str = ""
     fd_images: Mapping[int, str] = field(default_factory=dict)
     backends: Mapping[str, Backend] = field(default_factory=dict)
+    modern: bool = False
+    """What a line leaves open is as QEMU has had it since 2.2, not as it was in 2009."""
     strict: bool = False
     """Files and devices that are absent are refused; else they are believed to come."""
 

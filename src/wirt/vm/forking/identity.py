@@ -12,13 +12,16 @@ import re
 from wirt.errors import WirtError
 from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
+from wirt.protocols.qmp.client import QmpClient
 from wirt.spec.machine import Machine
 from wirt.store.layout import VmPaths
+from wirt.store.record import IdentityDue
 from wirt.store.states import GuestFacts
 from wirt.vm.channels import AGENT, HELPERS
 from wirt.vm.forking.agent import set_by_agent
 from wirt.vm.forking.outcome import Outcome
 
+IDENTITY_SECONDS = 60.0
 _OPEN_SECONDS = 10.0
 _STEPS = {
     "time": "the clock",
@@ -29,20 +32,23 @@ _STEPS = {
 }
 
 
-def new_identity(old: Machine, new: Machine, *, same: bool) -> Identity:
-    """Return what to make of the guest. ``same`` keeps name and addresses (a closed lab)."""
+def due_identity(old: Machine, new: Machine, guest: GuestFacts, *, same: bool) -> IdentityDue:
+    """Return what the guest must become. ``same`` keeps name and addresses (a closed lab)."""
+    pairs = zip(old.nics, new.nics, strict=True)
+    macs = tuple((before.mac, after.mac) for before, after in pairs if before.mac != after.mac)
+    return IdentityDue(same, macs, helper=guest.helper, agent=guest.agent)
+
+
+def identity_of(due: IdentityDue, machine: Machine) -> Identity:
+    """Return the request, with fresh random bytes."""
     seed = os.urandom(32)
-    if same:
+    if due.same:
         return Identity(seed=seed)
     return Identity(
         seed=seed,
-        hostname=host_name(new.name),
-        machine_id=new.uuid.replace("-", ""),
-        macs=tuple(
-            (before.mac, after.mac)
-            for before, after in zip(old.nics, new.nics, strict=True)
-            if before.mac != after.mac
-        ),
+        hostname=host_name(machine.name),
+        machine_id=machine.uuid.replace("-", ""),
+        macs=due.macs,
     )
 
 
@@ -63,23 +69,35 @@ def lay_before(paths: VmPaths, machine: Machine, identity: Identity) -> GuestSes
 def await_answer(
     session: GuestSession | None,
     paths: VmPaths,
-    guest: GuestFacts,
+    due: IdentityDue,
     identity: Identity,
     *,
     timeout: float,
 ) -> Outcome:
     """Return what became of the request; where there is no helper, ask the agent."""
-    if session is not None and guest.helper:
+    if session is not None and due.helper:
         try:
             answer = session.identity_answer(timeout=timeout)
         except WirtError as error:
             return Outcome(unchanged=(f"the guest's helper did not answer: {error}",))
         failed = (f"{_STEPS.get(step, step)} ({why})" for step, why in answer.failed.items())
         return Outcome("helper", answer.uuid, tuple(failed))
-    if guest.agent:
+    if due.agent:
         return set_by_agent(paths.socket(AGENT), identity, timeout=timeout)
     asked = [what for field, what in _STEPS.items() if _asks(identity, field)]
     return Outcome(unchanged=tuple(asked))
+
+
+def run_first_time(paths: VmPaths, machine: Machine, due: IdentityDue, qmp: QmpClient) -> Outcome:
+    """Let a fork run that was made paused: it becomes another first."""
+    identity = identity_of(due, machine)
+    session = lay_before(paths, machine, identity)
+    try:
+        qmp.execute("cont")
+        return await_answer(session, paths, due, identity, timeout=IDENTITY_SECONDS)
+    finally:
+        if session is not None:
+            session.close()
 
 
 def _asks(identity: Identity, field: str) -> bool:

@@ -35,7 +35,13 @@ from wirt.vm.context import Context
 from wirt.vm.description import summarise
 from wirt.vm.forking.disks import make_overlay
 from wirt.vm.forking.forkable import is_shared_wire, private_copy
-from wirt.vm.forking.identity import await_answer, lay_before, new_identity
+from wirt.vm.forking.identity import (
+    IDENTITY_SECONDS,
+    await_answer,
+    due_identity,
+    identity_of,
+    lay_before,
+)
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
 from wirt.vm.fresh import random_mac, random_uuid
@@ -43,8 +49,6 @@ from wirt.vm.keeping import start_keeper
 from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
 from wirt.vm.start import for_tcg
-
-IDENTITY_SECONDS = 60.0
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -121,7 +125,9 @@ class Birth:
         self._record = _record(context, ground, wish)
         self._fill(spec)
         self._machine = preflight.with_free_ports(spec)
-        self._identity = new_identity(manifest.machine, spec, same=wish.same_identity)
+        same = wish.same_identity
+        self._due = due_identity(manifest.machine, spec, manifest.guest, same=same)
+        self._identity = identity_of(self._due, spec)
         self._uplinks = make_uplinks(context, self._machine)
         try:
             self._incoming = self._begin()
@@ -182,10 +188,14 @@ class Birth:
             raise self._incoming.refusal()
         paths = self._made.paths
         self._record = msgspec.structs.replace(
-            self._record, phase="running", run=self._life(process), unborn=False
+            self._record,
+            phase="running",
+            run=self._life(process),
+            unborn=False,
+            identity_due=self._due if self.wish.paused else None,
         )
-        self._session = lay_before(paths, self._machine, self._identity)
         if not self.wish.paused:
+            self._session = lay_before(paths, self._machine, self._identity)
             self._incoming.qmp.execute("cont")
         self._running = time.monotonic() - self._began
         failpoint("child-runs")
@@ -230,11 +240,11 @@ class Birth:
 
     def settle(self) -> Spawned:
         """Return when the guest has said who it is."""
-        paths, guest = self._made.paths, self.ground.manifest.guest
+        paths = self._made.paths
         outcome = Outcome()
         if not self.wish.paused:
             outcome = await_answer(
-                self._session, paths, guest, self._identity, timeout=IDENTITY_SECONDS
+                self._session, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
             )
         if self._session is not None:
             self._session.close()

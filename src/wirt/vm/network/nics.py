@@ -19,7 +19,7 @@ from wirt.protocols.deadline import Deadline
 from wirt.protocols.qmp.client import QmpClient, Subscription
 from wirt.qapi.value import QapiObject
 from wirt.qemu.free_place import free_nic_place
-from wirt.qemu.nic import cable_values, hub_of, nic_values
+from wirt.qemu.nic import cable_values, hub_of, idle_port, nic_values
 from wirt.qemu.runtime import Runtime
 from wirt.spec.nic import Backend, Network, Nic, Rate, Switch, Tap
 from wirt.store import wires as store
@@ -135,6 +135,7 @@ def _add_live(context: Context, paths: VmPaths, nic: Nic) -> None:
             uplinks = _send(qmp, uplink, f"{nic.id}-net")
             values = nic_values(nic, index, _runtime(paths, record, uplinks), place)
             _netdevs_add(qmp, values.netdevs)
+            _ensure_idle_port(qmp, wire)
             try:
                 qmp.execute("device_add", values.device)
                 if not nic.link:
@@ -159,6 +160,13 @@ def _made(
     finally:
         if uplink is not None:
             uplink.close()
+
+
+def _ensure_idle_port(qmp: QmpClient, wire: Wire) -> None:
+    """A fork has none yet; elsewhere the start has made it."""
+    if wire.hub is not None:
+        with contextlib.suppress(CommandRefused):  # the name is taken: it is there
+            qmp.execute("netdev_add", idle_port(wire_id(wire), wire.hub))
 
 
 def _send(qmp: QmpClient, uplink: Uplink | None, netdev: str) -> dict[str, QapiObject]:
@@ -210,8 +218,7 @@ def _remove_live(context: Context, paths: VmPaths, card: str, wire: Wire) -> Non
                 ) from error
             _await_gone(gone, paths.name, card)
         _unplug(context, paths, qmp, wire)
-        with contextlib.suppress(CommandRefused):
-            qmp.execute("netdev_del", {"id": f"{card}-hub"})
+        _netdevs_del(qmp, [{"id": f"{card}-hub"}, {"id": f"{card}-idle"}])
 
 
 class _Deleted(msgspec.Struct):
@@ -257,6 +264,7 @@ def _plug_live(context: Context, paths: VmPaths, wire: Wire, backend: Backend) -
     card = wire_id(wire)
     record = state.require_running(paths).record
     with connect(paths, record) as qmp:
+        _ensure_idle_port(qmp, wire)
         same = type(backend) is type(wire.nic.backend) and nic.backend == wire.nic.backend
         if same or not isinstance(backend, Switch | Tap | Network):
             _unplug(context, paths, qmp, wire)  # ports and paths must be free again
