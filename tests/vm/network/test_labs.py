@@ -59,7 +59,9 @@ def shell_of(net, guests):
     shells = []
 
     def made(name, *, booted=False):
-        shells.append(guests["tiny"].Shell(net.context.home.vm(name), booted=booted))
+        tiny = guests["tiny"]
+        path = tiny.console(net.context.home.vm(name))
+        shells.append(tiny.Shell(path, booted=booted))
         return shells[-1]
 
     yield made
