@@ -6,6 +6,7 @@ The kernel and the modules are those of the suite's guest image; its initrd brin
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import socket
 import subprocess
@@ -87,15 +88,20 @@ def console(paths: VmPaths) -> str:
 
 
 class Shell:
-    """The shell of one tiny guest, over a socket of its serial port."""
+    """The shell of one tiny guest, over a socket of its serial port.
 
-    def __init__(self, path: str) -> None:
-        self._numbers = itertools.count(1)
+    ``booted``: it was up before, so that its console need not say that it is ready.
+    """
+
+    def __init__(self, path: str, *, booted: bool = False) -> None:
+        # The console repeats what it said to others: no number is used twice.
+        self._numbers = itertools.count(random.randrange(1 << 30))
         self._text = b""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(SECONDS)
         self._socket.connect(path)
-        self._read_until(rb"tiny-ready\r?\n")
+        if not booted:
+            self._read_until(rb"tiny-ready\r?\n")
 
     def __call__(self, command: str, *, check: bool = True, timeout: float = SECONDS) -> str:
         """Run a command and return what it printed."""

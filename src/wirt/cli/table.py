@@ -56,6 +56,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Networks",
         (
             ("net", "bridge networks with DHCP and names; forwards; the map of all networks"),
+            ("lab", "several machines and the wires between them, from one file"),
             ("switch", "virtual switches (VDE)"),
             ("cable", "cables between switches, here or over ssh"),
             ("nic", "network cards of a machine, also while it runs"),
@@ -74,6 +75,15 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "lab": (
+        ("up", "bring a lab up from its description"),
+        ("fork", "fork a running lab: all machines at one instant, and their wires"),
+        ("down", "remove labs with all that is in them"),
+        ("ls", "list labs"),
+        ("show", "show one lab: machines and wires as they are now"),
+        ("exec", "run a command in a guest of a lab"),
+        ("check", "check the description of a lab"),
+    ),
     "template": (
         ("ls", "list templates"),
         ("show", "show one template"),

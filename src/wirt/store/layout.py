@@ -17,7 +17,7 @@ Nothing else builds paths.
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
     │   └── .old-XXXXXXXX/    a machine being removed; likewise
     ├── networks/             0711
-    │   └── KIND/NAME/        a switch, bridge or cable; made and removed as machines are
+    │   └── KIND/NAME/        a switch, bridge, cable or lab; made and removed as machines are
     │       ├── state.json    0600 what it is and what serves it, see wirt.store.wires
     │       ├── lock          held by the wirt command that changes it
     │       └── run.lock      held by the process that serves it: held means alive
@@ -209,11 +209,11 @@ class StatePaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, f"disk{index}.{suffix}")
 
 
-NetworkKind = Literal["switch", "bridge", "cable"]
+NetworkKind = Literal["switch", "bridge", "cable", "lab"]
 
 
 class NetworkPaths(msgspec.Struct, frozen=True):
-    """The paths of a switch, a bridge network or a cable."""
+    """The paths of a switch, a bridge network, a cable or a lab."""
 
     kind: NetworkKind
     root: str
