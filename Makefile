@@ -18,7 +18,6 @@ TEST_PACKAGES += grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
 TEST_PACKAGES += bximage cloop-utils lzop lz4
 TEST_PACKAGES += user-mode-linux uml-utilities dmg2img cryptsetup-bin
 TEST_PACKAGES += xfsprogs
-TEST_PACKAGES += bximage cloop-utils lzop lz4 xfsprogs
 TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
 TEST_PACKAGES += vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from bench.pairs import Row, print_rows
 
-BENCHES = ("start_up", "first_answer", "images", "nbd", "forking")
+BENCHES = ("start_up", "first_answer", "images", "nbd", "forking", "networks")
 
 
 def main() -> int:

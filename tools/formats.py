@@ -55,6 +55,8 @@ Every format reads and, where marked, does the rest; a subformat may do less:
   AES-CBC, sectors of 512 to 4096 bytes). A new disk is garbage until it is written. Needs
   `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
+- **host_device**, **host_cdrom**, **host_floppy**: drives of this host, as raw disks that say what
+  their sectors are. For writing they are opened alone: not while they are mounted.
 - **bochs**: growing, sparse and, over a base disk, undoable and volatile ones. A redolog names no
   base: it is found by its own name, without `.redolog`. **bochs-concat**: flat files that are
   counted up (`c.img1`, `c.img2` …); it is never guessed, say `--format bochs-concat`.

@@ -20,7 +20,7 @@ import pytest
 from tests.qemu.legacy.lines import started
 from wirt.host.process import find_program
 
-SECONDS = 240.0
+SECONDS = 600.0
 TALK = [
     *("-m", "512", "-net", "nic,model=rtl8139", "-net", "user", "-vga", "std", "-no-kvm-pit"),
     *("-usbdevice", "tablet", "-usb", "-boot", "c", "-localtime", "-hda", "XP.img"),
@@ -118,17 +118,21 @@ def ask(connection: socket.socket, command: str) -> str:
 
 
 def in_guest(place: Path, script: str) -> str:
-    """Type into the shell on the guest's serial port until it answers."""
+    """Type into the shell on the guest's serial port until it answers.
+
+    What is typed before the shell is there comes to it in part only.
+    """
+    typed = f"\necho begin-$((6*7)); {script}; echo done-$((6*7))\n".encode()
     with connect(place / "serial.sock") as serial:
-        serial.settimeout(2.0)
+        serial.settimeout(3.0)
         deadline = time.monotonic() + SECONDS
         text = ""
         while time.monotonic() < deadline:
-            serial.sendall(f"{script}; echo done-$((6*7))\n".encode())
+            serial.sendall(typed)
             with contextlib.suppress(TimeoutError):
-                while "done-42" not in text:
+                while not (answer := re.search(r"begin-42(.*?)done-42", text, re.DOTALL)):
                     text += serial.recv(65536).decode(errors="replace")
-                return text
+                return answer[1]
     raise AssertionError(f"the guest did not answer: {text[-1000:]}")
 
 

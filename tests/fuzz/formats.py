@@ -183,14 +183,15 @@ class Watch:
         if event != "open" or not self.allowed or not isinstance(arguments[0], str | bytes):
             return
         path = os.path.abspath(os.fsdecode(arguments[0]))
-        if not path.startswith(self.allowed):
+        # A directory cannot be read as a file, and Python's modules are no images.
+        if not f"{path}/".startswith(self.allowed) and not path.endswith((".py", ".pyc", ".so")):
             self.strange.append(path)
 
 
 def work(place: Path, first: int, count: int) -> None:
     """Try images; print a line for each finding, and the number before each image."""
     seeds = sorted(make_seeds(place / "seeds"), key=lambda seed: (str(seed.path), seed.format))
-    originals = [_files_of(seed, place) for seed in seeds]
+    originals = [_files_of(seed) for seed in seeds]
     _import_all(seeds)
     watch = Watch()
     threading.stack_size(256 << 10)
@@ -212,21 +213,18 @@ def work(place: Path, first: int, count: int) -> None:
     print("# done", flush=True)
 
 
-def _files_of(seed: Seed, place: Path) -> dict[Path, bytes]:
+def _files_of(seed: Seed) -> dict[Path, bytes]:
     """Return the image, and what was made beside it: the only files it may open."""
-    alone = seed.path.parent == place / "seeds"
-    paths = [seed.path] if alone else [one for one in seed.path.parent.rglob("*") if one.is_file()]
-    return {path: path.read_bytes() for path in paths}
+    return {path: path.read_bytes() for path in seed.path.parent.rglob("*") if path.is_file()}
 
 
 def _limited(seed: Seed, dice: random.Random, number: int, watch: Watch) -> None:
     gc.collect()
-    alone = seed.path.parent.name == "seeds"
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, hard))
     began = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    watch.allowed = str(seed.path if alone else seed.path.parent)
+    watch.allowed = f"{seed.path.parent}/"
     try:
         done = exercise(seed.path, seed.format, dice)
         failure = ""

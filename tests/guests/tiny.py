@@ -6,6 +6,7 @@ The kernel and the modules are those of the suite's guest image; its initrd brin
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import socket
 import subprocess
@@ -81,16 +82,26 @@ def _debugfs(disk: str, command: str) -> bytes:
     return done.stdout
 
 
-class Shell:
-    """The shell of one tiny guest, over the console socket of its machine."""
+def console(paths: VmPaths) -> str:
+    """Return where the shell of a machine's guest is reached."""
+    return paths.socket("serial0-view")
 
-    def __init__(self, paths: VmPaths, socket_name: str = "serial0-view") -> None:
-        self._numbers = itertools.count(1)
+
+class Shell:
+    """The shell of one tiny guest, over a socket of its serial port.
+
+    ``booted``: it was up before, so that its console need not say that it is ready.
+    """
+
+    def __init__(self, path: str, *, booted: bool = False) -> None:
+        # The console repeats what it said to others: no number is used twice.
+        self._numbers = itertools.count(random.randrange(1 << 30))
         self._text = b""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(SECONDS)
-        self._socket.connect(paths.socket(socket_name))
-        self._read_until(rb"tiny-ready\r?\n")
+        self._socket.connect(path)
+        if not booted:
+            self._read_until(rb"tiny-ready\r?\n")
 
     def __call__(self, command: str, *, check: bool = True, timeout: float = SECONDS) -> str:
         """Run a command and return what it printed."""

@@ -37,6 +37,7 @@ SECONDS = 60.0
 EXPECTED = re.compile(
     r"warning: TCG doesn't support requested feature"
     r"|warning: hub \d+ is not connected to host network"  # a card without a cable, as asked
+    r"|^QEMU [\d.]+ monitor|^\(qemu\) "  # a monitor on the terminal was asked for
     r"|char device redirected to /dev/pts/"  # so is a pseudo terminal
 )
 

@@ -7,8 +7,10 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tests.image.formats.support import sample
 from wirt.host.process_id import ProcessId
 from wirt.image.base import AllowLocalFiles
 from wirt.image.create import create_image
@@ -185,3 +187,16 @@ def test_show_tells_what_is_served(context, cli, place):
     assert "read-only: QEMU ignores the parent" in shown
     (served,) = json.loads(cli("show", "--json", "vm").stdout)["served"]
     assert served["read_only"]
+
+
+def test_a_disk_that_cannot_be_written_becomes_read_only(context, place):
+    path = sample("simple-dmg.dmg", place)
+    said = []
+    context = msgspec.structs.replace(context, say=said.append)
+    paths = own_disk(context, path, "dmg")
+    start(context, "vm")
+    with open_image(str(path), format="dmg") as image:
+        assert seen(paths, 0, image.virtual_size) == image.pread(0, image.virtual_size)
+    (shown,) = inspect(context, "vm")["served"]
+    assert shown["read_only"]
+    assert any("read-only: QEMU lacks most compressions of dmg" in words for words in said)

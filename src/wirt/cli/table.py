@@ -48,6 +48,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("build", "build a guest image from packages"),
             ("pull", "take a published disk image"),
             ("images", "list and remove guest images"),
+            ("template", "look at warm images: frozen after boot, forked by wirt run"),
             ("img", "work with disk image files of all formats"),
         ),
     ),
@@ -55,6 +56,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Networks",
         (
             ("net", "bridge networks with DHCP and names; forwards; the map of all networks"),
+            ("lab", "several machines and the wires between them, from one file"),
             ("switch", "virtual switches (VDE)"),
             ("cable", "cables between switches, here or over ssh"),
             ("nic", "network cards of a machine, also while it runs"),
@@ -73,6 +75,20 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "lab": (
+        ("up", "bring a lab up from its description"),
+        ("fork", "fork a running lab: all machines at one instant, and their wires"),
+        ("down", "remove labs with all that is in them"),
+        ("ls", "list labs"),
+        ("show", "show one lab: machines and wires as they are now"),
+        ("exec", "run a command in a guest of a lab"),
+        ("check", "check the description of a lab"),
+    ),
+    "template": (
+        ("ls", "list templates"),
+        ("show", "show one template"),
+        ("rm", "remove templates"),
+    ),
     "guest": (("install", "install wirt's helper in a guest that runs"),),
     "net": (
         ("create", "make a bridge network: address, DHCP, names, a way out"),
@@ -123,6 +139,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("flatten", "make an overlay independent of its chain"),
         ("amend", "change options of an image"),
         ("bitmap", "work with the dirty bitmaps of an image"),
+        ("key", "change the passphrases of an encrypted image"),
         ("dd", "make an image of a part of a disk"),
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),

@@ -9,6 +9,7 @@
     ├── Resizable        resize
     ├── Checkable        check, repair
     ├── Amendable        change creation options later
+    ├── HasKeys          passphrases of an encrypted image
     ├── HasSnapshots     internal snapshots
     ├── HasBitmaps       persistent dirty bitmaps
     ├── Overlay          set_backing, make_empty
@@ -317,6 +318,18 @@ class Amendable(Image):
     @abstractmethod
     def amend(self, options: Mapping[str, str]) -> None:
         """Change options as ``qemu-img amend -o``. Raises UsageError for what is fixed."""
+
+
+class HasKeys(Image):
+    """An encrypted image that several passphrases may open."""
+
+    @abstractmethod
+    def add_key(self, secret: bytes, new: bytes, *, iter_milliseconds: int = 2000) -> int:
+        """Let ``new`` open the image too; return the number of its slot. Raises ImageError."""
+
+    @abstractmethod
+    def remove_key(self, secret: bytes) -> int:
+        """Let ``secret`` open it no more. Raises UsageError if it is the last one."""
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def open_backing(
         raise ImageAccessDenied(
             f"the image names a backing file, which is not opened unasked: {info.backing_name!r}",
             path=path,
-            hint=f"if you trust the image, allow it: --allow {below}",
+            hint=f"if you trust the image: wirt img … --allow {below}",
         )
     return open_image(
         below,

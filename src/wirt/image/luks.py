@@ -21,6 +21,7 @@ import os
 import struct
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -172,11 +173,19 @@ def unlock(read: Callable[[int, int], bytes], secret: bytes) -> tuple[LuksHeader
     no slot fits.
     """
     header = LuksHeader.parse(read(0, HEADER_SIZE))
-    for slot in header.slots:
+    _, key = _fitting(header, read, secret)
+    return header, make_cipher(header.cipher, header.mode, key)
+
+
+def _fitting(
+    header: LuksHeader, read: Callable[[int, int], bytes], secret: bytes
+) -> tuple[int, bytes]:
+    """Return the number of the first slot that ``secret`` fits, and the master key."""
+    for index, slot in enumerate(header.slots):
         if slot.active:
             key = _open_slot(header, slot, read, secret)
             if _digest_of(header, key) == header.digest:
-                return header, make_cipher(header.cipher, header.mode, key)
+                return index, key
     raise ImageAccessDenied("Invalid password, cannot unlock any keyslot")
 
 
@@ -319,11 +328,16 @@ def format_luks(secret: bytes, options: LuksOptions) -> tuple[bytes, SectorCiphe
 def _fill_slot(
     region: bytearray, header: LuksHeader, slot: KeySlot, key: bytes, secret: bytes
 ) -> None:
+    packed = _filled(header, slot, key, secret)
+    region[slot.offset * SECTOR : slot.offset * SECTOR + len(packed)] = packed
+
+
+def _filled(header: LuksHeader, slot: KeySlot, key: bytes, secret: bytes) -> bytes:
+    """Make the slot one that ``secret`` opens; return its key material."""
     slot.active, slot.salt = True, os.urandom(32)
     material = _split(key, slot.stripes, header.hash)
     material += bytes(-len(material) % SECTOR)
-    packed = _slot_cipher(header, slot, secret).encrypt(0, material)
-    region[slot.offset * SECTOR : slot.offset * SECTOR + len(packed)] = packed
+    return _slot_cipher(header, slot, secret).encrypt(0, material)
 
 
 def _iterations_per_second(digest: str) -> int:
@@ -332,3 +346,63 @@ def _iterations_per_second(digest: str) -> int:
     derive(digest, b"secret", bytes(32), count, 32)
     spent = max(1, time.thread_time_ns() - start)
     return min(_MOST_ITERATIONS // 100, count * 10**9 // spent)
+
+
+# Changing passphrases
+
+
+class KeyArea(ABC):
+    """The header with its key material, wherever it lies. Offsets count from the header."""
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    @abstractmethod
+    def write(self, offset: int, data: bytes) -> None:
+        """Write and return when it is durable."""
+
+
+def add_key(area: KeyArea, secret: bytes, new: bytes, *, iter_milliseconds: int = 2000) -> int:
+    """Let ``new`` open the disk too; return the number of its slot.
+
+    The slot counts from the moment its last 48 bytes are written; the others are not touched.
+    Raises ImageAccessDenied if ``secret`` is wrong, UsageError if all slots are taken.
+    """
+    header = LuksHeader.parse(area.read(0, HEADER_SIZE))
+    _, key = _fitting(header, area.read, secret)
+    free = [index for index, slot in enumerate(header.slots) if not slot.active]
+    if not free:
+        raise UsageError("all key slots are taken", hint="remove one: wirt img key rm")
+    slot = header.slots[free[0]]
+    if slot.offset < _ALIGN or slot.stripes != _STRIPES:
+        raise CorruptImage("a free LUKS key slot has no place for its key")
+    slot.iterations = max(1000, _iterations_per_second(header.hash) * iter_milliseconds // 1000)
+    material = _filled(header, slot, key, new)
+    area.read(slot.offset * SECTOR, len(material))  # refuses a place outside the header
+    area.write(slot.offset * SECTOR, material)
+    _write_slot(area, header, free[0])
+    return free[0]
+
+
+def remove_key(area: KeyArea, secret: bytes) -> int:
+    """Let ``secret`` open the disk no more; return the number of its slot.
+
+    Its key material is overwritten first. Raises UsageError for the last passphrase.
+    """
+    header = LuksHeader.parse(area.read(0, HEADER_SIZE))
+    index, _ = _fitting(header, area.read, secret)
+    if sum(slot.active for slot in header.slots) == 1:
+        raise UsageError(
+            "without its last passphrase nobody can read the disk", hint="first: wirt img key add"
+        )
+    slot = header.slots[index]
+    length = header.key_bytes * slot.stripes
+    area.write(slot.offset * SECTOR, os.urandom(length + -length % SECTOR))
+    slot.active, slot.iterations, slot.salt = False, 0, bytes(32)
+    _write_slot(area, header, index)
+    return index
+
+
+def _write_slot(area: KeyArea, header: LuksHeader, index: int) -> None:
+    start = _FIXED.size + index * _SLOT.size
+    area.write(start, header.pack()[start : start + _SLOT.size])

@@ -204,7 +204,7 @@ def _allowed(name: str, role: str, referrer: str, chain: _Chain) -> str:
             f"the image names a {role.removesuffix('-file')} file, "
             f"which is not opened unasked: {name[:200]!r}",
             path=referrer,
-            hint=f"if you trust the image, allow it: --allow {path}",
+            hint=f"if you trust the image: wirt img … --allow {path}",
         )
     if find_scheme(name) is not None:
         return name

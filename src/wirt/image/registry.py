@@ -17,7 +17,8 @@ from wirt.image.base import Format, NamedFormat
 
 _NAMES = (
     "qcow2", "qcow", "qed", "cow", "vmdk", "vdi", "vhdx", "parallels", "bochs", "bochs-concat",
-    "cloop", "luks", "dmg", "sparseimage", "sparsebundle", "vpc", "vvfat", "raw",
+    "cloop", "luks", "dmg", "sparseimage", "sparsebundle", "vpc", "vvfat",
+    "host_device", "host_cdrom", "host_floppy", "raw",
 )  # fmt: skip
 """Each is the name of a format and, with ``_`` for ``-``, of its module in ``image.formats``."""
 

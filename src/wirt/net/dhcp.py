@@ -1,6 +1,6 @@
 """DHCP and names for the guests of a bridge, by dnsmasq.
 
-Each machine has a file in a directory that dnsmasq watches: ``MAC,NAME`` lines, by which the
+Each card has a file in a directory that dnsmasq watches: a line ``MAC,NAME``, by which its
 machine is known to its neighbours, whatever host name its guest believes to have.
 """
 
@@ -10,7 +10,6 @@ import contextlib
 import ipaddress
 import os
 import signal
-from collections.abc import Iterable
 
 import msgspec
 
@@ -91,22 +90,25 @@ def _line(server: Server, place: Place) -> list[str]:
     return line
 
 
-def introduce(server: Server, machine: str, macs: Iterable[str], process: ProcessId | None) -> None:
-    """Let the network know a machine by its name."""
-    path = os.path.join(server.hosts, machine)
-    temporary = os.path.join(server.directory, f"new-{machine}")
+def introduce(server: Server, machine: str, mac: str, process: ProcessId | None) -> None:
+    """Let the network know the card ``mac`` by the name of its machine."""
+    temporary = os.path.join(server.directory, f"new-{_file(mac)}")
     with open(temporary, "w", encoding="ascii") as file:
-        file.write("".join(f"{mac.lower()},{machine}\n" for mac in macs))
+        file.write(f"{mac.lower()},{machine}\n")
     os.chmod(temporary, 0o644)
-    os.rename(temporary, path)
+    os.rename(temporary, os.path.join(server.hosts, _file(mac)))
     _reload(process)
 
 
-def forget(server: Server, machine: str, process: ProcessId | None) -> None:
+def forget(server: Server, mac: str, process: ProcessId | None) -> None:
     """Undo ``introduce``."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(server.hosts, machine))
+        os.unlink(os.path.join(server.hosts, _file(mac)))
         _reload(process)
+
+
+def _file(mac: str) -> str:
+    return mac.lower().replace(":", "-")
 
 
 def _reload(process: ProcessId | None) -> None:

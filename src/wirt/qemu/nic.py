@@ -54,6 +54,15 @@ def attachment(card: str, hub: int | None) -> str:
     return f"{card}-net" if hub is None else f"{card}-hub"
 
 
+def idle_port(card: str, hub: int) -> QapiObject:
+    """Return a port of the card's hub that takes every frame and drops it.
+
+    Without one, a frame that the guest sends while no cable is plugged in waits in QEMU, and
+    the card with it: also when a cable is there again.
+    """
+    return {"type": "hubport", "id": f"{card}-idle", "hubid": hub}
+
+
 def unplugged_links(nics: Sequence[Nic]) -> list[QapiObject]:
     """Return the arguments of ``set_link`` for cards that start without a carrier."""
     return [

@@ -35,17 +35,24 @@ def load(text: str, *, file: str = "") -> Machine:
 
 def check(text: str, *, file: str = "") -> tuple[Machine | None, list[SpecError]]:
     """Return the machine, or None and every problem with its line."""
+    tree, error = parse(text, file=file)
+    if error is not None:
+        return None, [error]
+    machine, problems = from_tree(tree)
+    return machine, [located(problem, text, file) for problem in problems]
+
+
+def parse(text: str, *, file: str = "") -> tuple[dict[str, Any], SpecError | None]:
+    """Return the tables of ``text``, or the error that it is no TOML."""
     import tomllib
 
     try:
-        tree = tomllib.loads(text)
+        return tomllib.loads(text), None
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"\(at line (\d+), column \d+\)", str(error))
         line = int(found[1]) if found else text.count("\n") + 1
         message = re.sub(r"\s*\(at .*\)$", "", str(error))
-        return None, [SpecError(f"not TOML: {message}", file=file, line=line)]
-    machine, problems = from_tree(tree)
-    return machine, [_located(problem, text, file) for problem in problems]
+        return {}, SpecError(f"not TOML: {message}", file=file, line=line)
 
 
 def from_tree(tree: object) -> tuple[Machine | None, list[Problem]]:
@@ -60,11 +67,12 @@ def from_data(tree: object, *, file: str = "") -> Machine:
     """Like ``from_tree``, but raises SpecError for the first problem."""
     machine, problems = from_tree(tree)
     if machine is None:
-        raise _located(problems[0], "", file)
+        raise located(problems[0], "", file)
     return machine
 
 
-def _located(problem: Problem, text: str, file: str) -> SpecError:
+def located(problem: Problem, text: str, file: str) -> SpecError:
+    """Return the problem as an error that names the line of ``text``, if there is a text."""
     line = line_of(text, problem.path) if text else 0
     return SpecError(problem.message, key=problem.key, file=file, line=line, hint=problem.hint)
 

@@ -17,7 +17,7 @@ Nothing else builds paths.
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
     │   └── .old-XXXXXXXX/    a machine being removed; likewise
     ├── networks/             0711
-    │   └── KIND/NAME/        a switch, bridge or cable; made and removed as machines are
+    │   └── KIND/NAME/        a switch, bridge, cable or lab; made and removed as machines are
     │       ├── state.json    0600 what it is and what serves it, see wirt.store.wires
     │       ├── lock          held by the wirt command that changes it
     │       └── run.lock      held by the process that serves it: held means alive
@@ -31,6 +31,9 @@ Nothing else builds paths.
     │   │   ├── uefi-variables.fd
     │   │   └── mem           0440 the memory, if it is kept on disk
     │   └── .old-XXXXXXXX/    a state being removed; garbage
+    ├── templates/            0700: warm images, see wirt.store.templates
+    │   ├── FINGERPRINT.json  0600 which state is one, and of what; its time is that of its use
+    │   └── FINGERPRINT.lock  held by the wirt command that makes it
     ├── images/               guest images, see wirt.catalog
     └── cache/                facts that can be found again
 
@@ -206,11 +209,11 @@ class StatePaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, f"disk{index}.{suffix}")
 
 
-NetworkKind = Literal["switch", "bridge", "cable"]
+NetworkKind = Literal["switch", "bridge", "cable", "lab"]
 
 
 class NetworkPaths(msgspec.Struct, frozen=True):
-    """The paths of a switch, a bridge network or a cable."""
+    """The paths of a switch, a bridge network, a cable or a lab."""
 
     kind: NetworkKind
     root: str
@@ -268,6 +271,16 @@ class Home(msgspec.Struct, frozen=True):
     @property
     def states(self) -> str:
         return os.path.join(self.root, "states")
+
+    @property
+    def templates(self) -> str:
+        return os.path.join(self.root, "templates")
+
+    def template(self, fingerprint: str) -> str:
+        return os.path.join(self.templates, f"{fingerprint}.json")
+
+    def template_lock(self, fingerprint: str) -> str:
+        return os.path.join(self.templates, f"{fingerprint}.lock")
 
     @property
     def images(self) -> str:

@@ -1,4 +1,4 @@
-"""Switches, bridge networks and cables of a home: their records, and moving them in and out.
+"""Switches, bridge networks, cables and labs of a home: their records, and how they come and go.
 
 They are directories, made and removed as machines are: filled under another name and renamed
 when complete, gone by name at once and then erased.
@@ -25,7 +25,8 @@ from wirt.store.locks import command_lock, try_lock
 VERSION = 1
 _NAME = re.compile(NAME_PATTERN)
 _MAX_BYTES = 1 << 20
-_VERBS = {"switch": "wirt switch ls", "bridge": "wirt net ls", "cable": "wirt cable ls"}
+_VERBS = {"switch": "wirt switch ls", "bridge": "wirt net ls", "cable": "wirt cable ls",
+          "lab": "wirt lab ls"}  # fmt: skip
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -95,7 +96,24 @@ class CableRecord(msgspec.Struct, frozen=True):
     process: Process | None = None
 
 
-R = TypeVar("R", SwitchRecord, BridgeRecord, CableRecord)
+class LabRecord(msgspec.Struct, frozen=True):
+    """A lab: its description, and the full name of everything that it owns."""
+
+    version: int = VERSION
+    created: float = 0.0
+    content: str = ""
+    """The description, as it was read."""
+    parent: str = ""
+    """The lab that this one was forked from."""
+    standing: bool = False
+    """A command has let the machines stand still, and will let them go on."""
+    machines: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    cables: tuple[str, ...] = ()
+
+
+R = TypeVar("R", SwitchRecord, BridgeRecord, CableRecord, LabRecord)
 
 
 def check_name(kind: NetworkKind, name: str) -> str:

@@ -15,6 +15,7 @@ from wirt.errors import HostError, NotFound, UsageError, WirtError
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.legacy.line import program_of
 from wirt.qemu.legacy.note import Note
+from wirt.qemu.legacy.simplify import canonical
 from wirt.spec import toml
 from wirt.spec.console import (
     Console,
@@ -45,6 +46,8 @@ T = TypeVar("T")
 
 _LONGEST_LINE = 1 << 20
 _ASK_SECONDS = 5.0
+_ANY_WINDOW = ("sdl", "gtk", "curses")
+"""A window becomes VNC on the machine's own socket, whatever this host could open."""
 _TERMINAL = (Stdio, Vc, Null)
 
 
@@ -76,7 +79,7 @@ def adopt_line(context: Context, words: Sequence[str], name: str = "") -> Adopte
 
     Raises UsageError for a refused line, AlreadyExists, SpecError, HostError.
     """
-    line = understand(context, words, strict=True, terminal=False)
+    line = understand(context, words, strict=True, windows=_ANY_WINDOW)
     return _adopt(context, line, name, os.getcwd(), {}, "")
 
 
@@ -87,7 +90,7 @@ def adopt_process(context: Context, pid: int, name: str = "") -> Adopted:
     """
     running = look_at(pid)
     with _inside(running.directory):
-        line = understand(context, running.words, strict=False, terminal=False)
+        line = understand(context, running.words, strict=False, windows=_ANY_WINDOW, modern=True)
     adopted = _adopt(context, line, name, running.directory, running.taps, running.uuid)
     state = f" ({running.status})" if running.status else ""
     remark = f"process {pid} runs on{state} and has the disks: wirt start works once it has ended"
@@ -239,7 +242,7 @@ def _settled(machine: Machine, directory: str, remarks: list[str]) -> Machine:
     monitors = tuple(
         change(m, backend=_own_socket(m.backend)) for m in machine.monitors if _has_place(m)
     )
-    if len(displays) != len(machine.displays) or displays != machine.displays:
+    if displays != machine.displays:
         remarks.append("the screen: wirt screenshot, or VNC on the machine's own socket")
     return change(
         machine,
@@ -311,7 +314,7 @@ def _store(context: Context, machine: Machine, capabilities: Capabilities) -> Vm
     machine = msgspec.structs.replace(
         machine, machine_type=capabilities.resolve_machine(machine.machine_type)
     )
-    machine = toml.from_data(msgspec.to_builtins(machine))
+    machine = canonical(toml.from_data(msgspec.to_builtins(machine)))
     with new_machine(context.home, machine.name) as paths:
         write_file(paths.spec, toml.dump(machine).encode())
         record = Record(created=time.time(), uid=choose_uid(context.home))

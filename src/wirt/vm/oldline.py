@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from wirt.errors import ImageError, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
@@ -47,18 +48,16 @@ class OldLine:
         return todays_line(self.translation, facts, self.capabilities, self.binary)
 
 
-def understand(
-    context: Context, words: Sequence[str], *, strict: bool, terminal: bool | None = None
-) -> OldLine:
-    """Translate a line for this host. ``strict`` refuses files that are not there.
+def understand(context: Context, words: Sequence[str], *, strict: bool, **known: Any) -> OldLine:
+    """Translate a line for this host; ``known`` is what the caller knows better (``Facts``).
 
-    Raises MissingDependency without a QEMU.
+    ``strict`` refuses files that are not there. Raises MissingDependency without a QEMU.
     """
     binary = find_qemu()
     capabilities = probe(binary, context.home.cache)
     built_in = capabilities.accelerators
     here = choose_accelerator("auto", cache_dir=context.home.cache, built_in=built_in)
-    facts = host_facts(strict=strict, has_kvm=here.name == "kvm", terminal=terminal)
+    facts = replace(host_facts(strict=strict, has_kvm=here.name == "kvm"), **known)
     translation = translate(words, facts, capabilities)
     machine = translation.machine
     if machine is not None and machine.accelerator == "tcg":
@@ -66,14 +65,13 @@ def understand(
     return OldLine(translation, capabilities, here, binary)
 
 
-def host_facts(*, strict: bool, has_kvm: bool, terminal: bool | None = None) -> Facts:
+def host_facts(*, strict: bool, has_kvm: bool) -> Facts:
     """Return what this host knows and a line does not say."""
     modules = _modules()
-    on_terminal = sys.stdout.isatty() if terminal is None else terminal
     return Facts(
         format_of=_format_of,
         exists=os.path.exists,
-        windows=_windows(modules, on_terminal=on_terminal),
+        windows=_windows(modules),
         free_display=_free_display(),
         audio=_audio(modules),
         virtualization=host_cpu().extension,
@@ -102,10 +100,10 @@ def _has(modules: set[str], name: str) -> bool:
     return not modules or f"{name}.so" in modules
 
 
-def _windows(modules: set[str], *, on_terminal: bool) -> tuple[str, ...]:
+def _windows(modules: set[str]) -> tuple[str, ...]:
     screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     kinds = [kind for kind in ("sdl", "gtk") if screen and _has(modules, f"ui-{kind}")]
-    if on_terminal and _has(modules, "ui-curses"):
+    if sys.stdout.isatty() and _has(modules, "ui-curses"):
         kinds.append("curses")
     return tuple(kinds)
 

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from wirt.errors import WirtError
+from wirt.errors import (
+    HostError,
+    MissingDependency,
+    NoSpace,
+    NotFound,
+    QemuError,
+    Timeout,
+    WirtError,
+    WrongState,
+)
 from wirt.host.process_id import ProcessId
 from wirt.store.layout import Home
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record
+from wirt.store.templates import making, remove_template
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
+from wirt.vm.forking.spawn import Wish as SpawnWish
+from wirt.vm.forking.spawn import spawn_from
 from wirt.vm.remove import remove
 from wirt.vm.source import Source
 from wirt.vm.start import start
+from wirt.vm.template import Sought, find_warm, make_warm, seek
 from wirt.vm.wait import wait_for_guest
 
 PREFIX = "run-"
+_POLL_SECONDS = 0.2
 
 
 def bring_up(
@@ -43,19 +58,63 @@ def bring_up(
 
 
 @contextlib.contextmanager
-def temporary(context: Context, source: Source, wish: Wish, *, timeout: float) -> Iterator[str]:
+def temporary(
+    context: Context, source: Source, wish: Wish, *, timeout: float, cold: bool = False
+) -> Iterator[str]:
     """Yield the name of a running machine that is removed at the end, whatever happens.
 
-    If this process is killed, the next one that makes a machine removes it.
+    It is a fork of a template where one fits; else it boots, and becomes one. ``cold`` does
+    without. If this process is killed, the next one that makes a machine removes it.
     """
     remove_orphans(context)
     name = f"{PREFIX}{secrets.token_hex(4)}"
+    sought = None if cold else seek(context, source, wish)
     try:
-        bring_up(context, name, source, replace(wish, temporary=True), timeout=timeout)
+        if sought is None:
+            bring_up(context, name, source, replace(wish, temporary=True), timeout=timeout)
+        else:
+            _warm_up(context, name, sought, wish, timeout)
         yield name
     finally:
         if name in machine_names(context.home):
             remove(context, name, force=True)
+
+
+def _warm_up(context: Context, name: str, sought: Sought, wish: Wish, timeout: float) -> None:
+    """Fork the template; the first who needs it makes it, others wait for that."""
+    deadline = time.monotonic() + timeout
+    while not _forked(context, name, sought):
+        with making(context.home, sought.fingerprint) as ours:
+            if ours:
+                temporary_wish = replace(wish, temporary=True)
+                bring_up(context, name, sought.image, temporary_wish, timeout=timeout)
+                make_warm(context, sought, name)
+                return
+        if time.monotonic() > deadline:
+            raise Timeout(
+                f"another wirt command has been making the template for {timeout:.0f} s",
+                hint="wirt run --cold does without it",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _forked(context: Context, name: str, sought: Sought) -> bool:
+    state = find_warm(context, sought)
+    if state is None:
+        return False
+    try:
+        made = spawn_from(context, state, name, SpawnWish(temporary=True, reboots=False))
+    except NotFound:
+        return False  # removed just now
+    except NoSpace:
+        raise
+    except (MissingDependency, HostError, QemuError, WrongState) as error:
+        context.say(f"the template does not serve: {error}")
+        with contextlib.suppress(NotFound):
+            remove_template(context.home, sought.fingerprint)
+        return False
+    context.say(f"forked from template {sought.fingerprint} in {made.running:.2f} s")
+    return True
 
 
 def orphans(home: Home) -> list[str]:

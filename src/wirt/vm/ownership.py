@@ -83,7 +83,9 @@ def require_reachable(
             f"QEMU runs as uid {record.uid}, which may not pass {closed} to {paths.root}",
             hint=f"chmod o+x {closed}, or set WIRT_HOME to a place where every user may pass",
         )
-    for disk in (one for index, one in enumerate(machine.disks) if index not in served):
+    for index, disk in enumerate(machine.disks):
+        if not disk.image or index in served:
+            continue
         for backing in _backing_files(image_path(paths, disk), disk.format):
             if not reachable(backing, record.uid, group=record.group, write=False):
                 raise HostError(

@@ -64,7 +64,12 @@ def export_name(machine: Machine, image: ServedImage) -> str:
 
 def _served(paths: VmPaths, disk: Disk, index: int) -> ServedImage | None:
     path = image_path(paths, disk)
-    if not disk.image or disk.format == "raw" or not os.path.exists(path):
+    if (
+        not disk.image
+        or disk.format == "raw"
+        or disk.format.startswith("host_")
+        or not os.path.exists(path)
+    ):
         return None
     if disk.format == "qcow2":
         return _below(path, index)

@@ -25,7 +25,7 @@ from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.compile import arguments
-from wirt.qemu.nic import unplugged_links
+from wirt.qemu.nic import idle_port, nic_id, unplugged_links
 from wirt.qemu.render import argv as render
 from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
@@ -212,6 +212,10 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
         paths.record,
         msgspec.structs.replace(record, phase="running", run=run, summary=summary),
     )
+    for wire in run.wires:
+        if wire.hub is not None:
+            card = nic_id(wire.nic, wire.index)
+            launched.qmp.execute("netdev_add", idle_port(card, wire.hub))
     for link in unplugged_links(machine.nics):
         launched.qmp.execute("set_link", link)
     if not run.paused_on_request:

@@ -263,5 +263,7 @@ def test_dd_measure_amend_and_bench_say_what_they_did(wirt_img, tmp_path):
     assert "compat: 0.10" in qemu_img("info", "b.qcow2")
     wirt_img("amend", "b.qcow2", code=UsageError.exit_code)
     wirt_img("amend", "-o", "cluster_size=4k", "b.qcow2", code=UsageError.exit_code)
+    sized = wirt_img("amend", "-o", "size=1G", "b.qcow2", code=UsageError.exit_code)
+    assert "wirt img resize b.qcow2" in sized
     assert wirt_img("bench", "--count", "20", "b.qcow2").startswith("20 requests of 4K in ")
     assert wirt_img.json("bench", "--count", "20", "b.qcow2")["requests_per_second"] > 0

@@ -36,6 +36,33 @@ def test_linked_as_qemu_img_it_calls_itself_so(tmp_path):
     )
 
 
+def test_names_need_not_be_text(tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff\xfe.raw"
+    with open(name, "wb") as file:
+        file.truncate(MIB)
+    program = Path(sys.executable).with_name("kvm-img")
+    done = subprocess.run([program, "info", name], capture_output=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[0] == b"image: " + name
+    missing = subprocess.run(
+        [program, "info", name + b"x"], capture_output=True, timeout=60, check=False
+    )
+    assert missing.returncode == 1
+    assert name in missing.stderr
+
+
+def test_a_reader_may_go_away(tmp_path):
+    create_image(str(tmp_path / "disk"), "qcow2", MIB)
+    program = Path(sys.executable).with_name("kvm-img")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [program, "info", tmp_path / "disk"], stdout=write, stderr=subprocess.PIPE, timeout=60,
+        check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert done.stderr == b""
+
+
 def test_info_loads_nothing_heavy(tmp_path):
     create_image(str(tmp_path / "disk"), "qcow2", MIB)
     code = (
@@ -111,7 +138,9 @@ def test_old_encryption_is_refused_with_what_replaces_it(ask):
 
 
 def test_compat6_of_old_is_an_option_of_today(ask):
-    assert "compat6=on" in ask("create", "-6", "-f", "vmdk", "new", "1M").out
+    answer = ask("create", "-6", "-f", "vmdk", "new", "1M")
+    assert answer.code == 0
+    assert "compat6=on" in answer.out
 
 
 def test_nothing_is_left_when_converting_fails(tmp_path, ask):

@@ -143,6 +143,7 @@ def test_an_encrypted_image_opens_with_its_secret(twins):
     wrong = ("--object", "secret,id=s,data=nonsense")
     name = "driver=qcow2,encrypt.key-secret=s,file.filename=locked.qcow2"
     twins.ask("info", *secret, "--image-opts", name)
+    twins.ask("info", "--image-opts", name)
     twins.ask("map", *secret, "--image-opts", name)
     twins.ask("map", "--image-opts", name)
     twins.ask("map", *wrong, "--image-opts", name)

@@ -15,6 +15,7 @@ from wirt.errors import (
     ImageIoError,
     NotThisFormat,
     OutOfBounds,
+    UsageError,
 )
 from wirt.image.base import AllowLocalFiles, Budget
 from wirt.image.create import create_image
@@ -117,5 +118,6 @@ def test_what_is_no_file_is_no_image(place):
 def test_a_cut_off_file_raises_nothing_but_image_errors(place, name):
     for data in (b"", b"\0" * 4, b"QFI\xfb\0\0\0\3", b"KDMV\1\0\0\0", struct.pack(">Q", 1) * 8):
         (place / "x").write_bytes(data)
-        with suppress(ImageError), opened("x", format=name) as image:
+        # A name may be refused too: some formats count it up.
+        with suppress(ImageError, UsageError), opened("x", format=name) as image:
             image.info()

@@ -63,5 +63,8 @@ def test_the_table_says_what_qemu_img_does(name, formats, tmp_path):
     if name == "vvfat":
         assert "vvfat" in formats
         return
+    if name.startswith("host_"):  # writes to devices only, which this test does not have
+        assert name in formats
+        return
     # A compressed disk needs a sample: those are read in the tests of each format.
     assert tried(name, tmp_path, formats) == set(TABLE[name]) - {"compressed"}

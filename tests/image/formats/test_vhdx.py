@@ -79,7 +79,9 @@ def test_a_dirty_disk_is_replayed_before_it_is_written(tmp_path):
 
 
 @pytest.mark.needs_qemu_img
-@pytest.mark.parametrize("options", [{}, {"subformat": "fixed"}, {"block_size": str(MIB)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"subformat": "fixed"}, {"block_size": "1M", "log_size": "3M"}]
+)
 def test_what_is_written_is_what_everybody_reads(options, tmp_path):
     path = made(tmp_path / "d.vhdx", "vhdx", 13 * MIB + 512, **options)
     model = bytearray(13 * MIB + 512)

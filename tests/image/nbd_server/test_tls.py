@@ -1,14 +1,19 @@
 """TLS between ours and theirs, with certificates made for the test."""
 
+import contextlib
+import socket
 import subprocess
+import time
 
 import pytest
 
-from tests.image.nbd_server.conftest import SIZE
-from tests.image.storage.peers import running
+from tests.image.nbd_server.conftest import SIZE, served_here
+from tests.image.storage.peers import running, wait_until
 from wirt.errors import HostError, ImageAccessDenied, ImageIoError
+from wirt.image.nbd_server.server import Limits
 from wirt.image.open import open_image
-from wirt.protocols.nbd import tls
+from wirt.image.storage.nbd import NbdStorage
+from wirt.protocols.nbd import codec, tls
 
 pytestmark = [pytest.mark.needs_tool("openssl"), pytest.mark.needs_tool("nbdinfo")]
 
@@ -85,14 +90,43 @@ def test_a_wrong_name_a_wrong_ca_or_no_certificate_is_refused(secured, certifica
     assert "nbds://" in caught.value.hint
 
 
+def test_a_client_that_drips_its_tls_handshake_is_cut_off(raw, certificates, tmp_path):
+    secured, limits = tls.server_x509(str(certificates["all"])), Limits(handshake=1.5)
+    place = tmp_path / "s"
+    with (
+        served_here(raw, place, name="raw", read_only=True, tls=secured, limits=limits) as server,
+        socket.socket(socket.AF_UNIX) as drip,
+    ):
+        drip.settimeout(60)
+        drip.connect(str(place))
+        drip.recv(18, socket.MSG_WAITALL)
+        drip.send(codec.CLIENT_FLAGS.pack(3) + codec.encode_option(codec.Option.STARTTLS))
+        drip.recv(20, socket.MSG_WAITALL)
+        hello = b"\x16\x03\x01\x40\x00" + bytes(10_000)
+        deadline = time.monotonic() + 60
+        with contextlib.suppress(OSError):
+            for byte in hello:
+                assert time.monotonic() < deadline, "it may drip for ever"
+                drip.send(bytes([byte]))
+                time.sleep(0.1)
+        wait_until(lambda: not server._clients)
+
+
+def test_a_server_that_says_nothing_is_waited_for_until_the_deadline(certificates):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        where = _uri(f"127.0.0.1:{listener.getsockname()[1]}", certificates["all"])
+        with pytest.raises(ImageIoError, match=r"in time|agreement"):
+            NbdStorage(where, timeout=1.0)
+
+
 @pytest.mark.needs_tool("qemu-nbd")
 def test_ours_reads_from_qemu_nbd_over_tls(raw, data, certificates, tmp_path):
-    socket = tmp_path / "s"
+    place = tmp_path / "s"
     creds = f"tls-creds-x509,id=t,endpoint=server,verify-peer=on,dir={certificates['all']}"
     with (
-        running("qemu-nbd", "-t", "-r", "-f", "raw", "-k", socket, "-e", 4, "--object", creds,
-                "--tls-creds", "t", raw, socket=socket),
-        open_image(f"nbds+unix:///?socket={socket}&tls-certificates={certificates['all']}",
+        running("qemu-nbd", "-t", "-r", "-f", "raw", "-k", place, "-e", 4, "--object", creds,
+                "--tls-creds", "t", raw, socket=place),
+        open_image(f"nbds+unix:///?socket={place}&tls-certificates={certificates['all']}",
                    format="raw") as image,
     ):  # fmt: skip
         assert image.pread(0, SIZE) == data
@@ -120,20 +154,20 @@ def test_shared_keys_work_between_ours_and_theirs(serve, raw, data, tmp_path):
     keys = tmp_path / "keys.psk"
     keys.write_text("wirt:" + "5a" * 32 + "\n")
     server = serve(raw, "-r", "-t", "--unix", tmp_path / "o", "--tls-psk", keys)
-    place = server.uris[0].replace("nbds+unix://", "nbds+unix://wirt@")
+    where = server.uris[0].replace("nbds+unix://", "nbds+unix://wirt@")
     more = f"&tls-psk-file={keys}"
-    with open_image(place + more, format="raw") as image:
+    with open_image(where + more, format="raw") as image:
         assert image.pread(0, SIZE) == data
     done = subprocess.run(
-        ["nbdinfo", "--size", place + more], check=False, capture_output=True, text=True, timeout=60
+        ["nbdinfo", "--size", where + more], check=False, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == str(SIZE), done.stderr
-    socket = tmp_path / "s"
+    place = tmp_path / "s"
     creds = f"tls-creds-psk,id=t,endpoint=server,dir={tmp_path}"
     with (
-        running("qemu-nbd", "-t", "-r", "-f", "raw", "-k", socket, "--object", creds,
-                "--tls-creds", "t", raw, socket=socket),
-        open_image(f"nbds+unix://wirt@/?socket={socket}{more}", format="raw") as image,
+        running("qemu-nbd", "-t", "-r", "-f", "raw", "-k", place, "--object", creds,
+                "--tls-creds", "t", raw, socket=place),
+        open_image(f"nbds+unix://wirt@/?socket={place}{more}", format="raw") as image,
     ):  # fmt: skip
         assert image.pread(0, SIZE) == data
 

@@ -19,10 +19,10 @@ from wirt.qemu.runtime import Runtime
 QUIET = settings(
     deadline=None,
     database=None,
-    max_examples=150,
+    max_examples=80,
     suppress_health_check=list(HealthCheck),
 )
-STARTED = 25
+STARTED = 20
 RUNTIME = Runtime(
     "tcg",
     "/here",

@@ -248,3 +248,10 @@ def test_capability_sets_decide_the_form():
     )
     assert new.process == ("-run-with", "user=nobody", "-run-with", "chroot=/srv")
     assert new.machine.machine_type == "pc,fd-bootchk=off"
+
+
+def test_a_filter_follows_the_network_that_it_names():
+    line = (
+        "kvm -netdev user,id=n1 -device e1000,netdev=n1 -object filter-dump,id=f,netdev=n1,file=x"
+    )
+    assert "qom-type=filter-dump,id=f,netdev=nic0-hub,file=x" in machine_of(line).qemu.args

@@ -20,6 +20,7 @@ def facts_for(name: str, machine: Machine) -> Facts:
         socket=runtime.socket,
         memory_file=runtime.memory_file,
         fd_images={fd: image for image, fd in runtime.fd_paths.items()},
+        fd_sockets={str(fd): socket for socket, fd in runtime.socket_fds.items()},
         backends={name: netdevs[name] for name in runtime.uplinks},
         windows=("gtk", "sdl", "curses"),
         has_samba=True,
@@ -37,6 +38,7 @@ def as_written(name: str, machine: Machine) -> Machine:
     return change(
         machine,
         description="",
+        balloon=machine.balloon and not machines.runtime(name).memory_file,
         autostart=False,
         accelerator="auto" if kvm else "tcg",
         machine_type=capabilities.resolve_machine(machine.machine_type),

@@ -91,7 +91,7 @@ class Net:
     def start(self, name: str):
         """Start a machine and return the shell of its guest."""
         start(self.context, name)
-        shell = self._tiny.Shell(self.context.home.vm(name))
+        shell = self._tiny.Shell(self._tiny.console(self.context.home.vm(name)))
         self._shells.append(shell)
         return shell
 

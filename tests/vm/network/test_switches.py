@@ -14,8 +14,9 @@ from wirt.store import wires
 from wirt.store.record import read_record
 from wirt.store.wires import Shape, SwitchRecord
 from wirt.vm.network import switches
+from wirt.vm.network.boot_text import switch_boot_text
 from wirt.vm.network.cables import create_cable, cut_cable, mend_cable, shape_cable
-from wirt.vm.network.mend import mend
+from wirt.vm.network.mend import mend, start_persistent
 from wirt.vm.network.switches import SwitchWish, create_switch, remove_switch, switch_facts
 from wirt.vm.stop import stop
 
@@ -152,6 +153,22 @@ def test_a_switch_refuses_what_it_cannot_be(net):
     assert "here" in run("ip", "-br", "link")
     with pytest.raises(AlreadyExists):
         create_switch(context, "one", SwitchWish())
+
+
+def test_a_switch_that_is_to_persist_is_started_at_boot(net):
+    context = net.context
+    create_switch(context, "dmz", SwitchWish(persist=True))
+    create_switch(context, "lan", SwitchWish(uplink="tap", vlans=(PortVlan(1, 7),)))
+    for name in ("dmz", "lan"):
+        kill_switch(context, name)
+    assert start_persistent(context).switches == ("dmz",)
+    stanza = switch_boot_text(context, "lan", "ifupdown")
+    assert "vde2-switch -t ws-lan -n 33 -f /etc/vde2/wirt.rc" in stanza
+    assert "port/setvlan 1 7" in stanza
+    unit = switch_boot_text(context, "dmz", "systemd")
+    assert "ExecStart=/usr/bin/vde_switch -d" in unit
+    with pytest.raises(UsageError, match="has no tap"):
+        switch_boot_text(context, "dmz", "ifupdown")
 
 
 def test_two_cards_with_one_address_are_refused_on_one_wire_only(net):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from wirt.cli.arguments import each, example
-from wirt.cli.output import print_json, say
+from wirt.cli.output import print_json, say, warn
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +22,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start every machine whose setting ``autostart`` is true; those that run stay as they are."""
+    """Start what is marked: networks and switches made with --persist, then machines.
+
+    Those that run stay as they are.
+    """
     from wirt.vm.autostart import marked, systemd_unit
     from wirt.vm.context import Context
+    from wirt.vm.network.mend import start_persistent
     from wirt.vm.start import start
 
     if args.form == "systemd":
         print(systemd_unit(), end="")
         return 0
     context = Context(say=say)
+    for text in start_persistent(context).failed:
+        warn(text)
     started: dict[str, bool] = {}
 
     def act(name: str) -> None:

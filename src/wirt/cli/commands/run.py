@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the machine (made from the image's)")
     parser.add_argument("--timeout", default="10m", metavar="TIME", help="for the guest to answer")
     parser.add_argument("--no-wait", action="store_true", help="do not wait for the guest")
+    parser.add_argument(
+        "--cold", action="store_true", help="boot, although a warm template could be forked"
+    )
     parser.add_argument("-t", "--tty", action="store_true", help="COMMAND gets a terminal")
     add_disk_options(parser)
     add_settings(parser)
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         stdout=writer(sys.stdout.fileno()),
         stderr=writer(sys.stderr.fileno()),
     )
-    with temporary(context, source, wish, timeout=timeout) as name:
+    with temporary(context, source, wish, timeout=timeout, cold=args.cold) as name:
         return run_in_guest(context, name, order, terminal=args.tty)
 
 

@@ -18,6 +18,8 @@ from wirt.errors import WirtError
 from wirt.image.base import Checkable, CheckResult
 
 _NO_CHECK = 63
+_NO_LEAKS = frozenset({"vmdk", "vdi", "vhdx"})
+"""Formats of which qemu-img counts no unused space, and scripts expect 0 for."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -38,6 +40,8 @@ def run(words: Sequence[str]) -> int:
             result = opened.image.check(repair=repair)
         except WirtError as error:
             raise failure_of(error).prefixed("Check failed: ") from error
+        if opened.format in _NO_LEAKS and not repair:
+            result.leaks = 0
         quiet = parsed.has("q")
         sys.stderr.write("".join(f"{message}\n" for message in result.messages))
         if not quiet:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from wirt.cli.kvm_img.failure import Done, Failure, Misuse, failure_of, program, report
 from wirt.cli.kvm_img.getopt import Grammar, parse_words
@@ -24,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     _set_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name need not be text.
+            stream.reconfigure(errors="surrogateescape")
     try:
         code = _run(words)
     except Done:
@@ -34,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _failed(failure_of(error))
     except KeyboardInterrupt:
         code = _INTERRUPTED
+    except BrokenPipeError:
+        code = 1  # whoever read our output went away; see below
     except Exception as error:  # noqa: BLE001 - the last door: a user never sees a traceback
         report(f"a defect in wirt: {type(error).__name__}: {error}")
         code = _DEFECT

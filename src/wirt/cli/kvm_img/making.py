@@ -162,13 +162,13 @@ class Target:
     def engine_options(self) -> dict[str, str]:
         """Return the options as the engine takes them: secrets themselves, no defaults."""
         options = {key: value for key, value in self.options.items() if key != "size"}
-        for key in ("nocow", "extent_size_hint"):
+        for key in _ALWAYS_SO:
             options.pop(key, None)
         for key in [key for key in options if key.endswith("key-secret")]:
             secret = self.secrets[options.pop(key)]
             options[key.replace("key-secret", "secret")] = secret.decode("utf-8", "surrogateescape")
-        if not switched_on(options, "compat6"):
-            options.pop("compat6", None)
+        if switched_on({"compat6": options.pop("compat6", "off")}, "compat6"):
+            options.setdefault("hwversion", "6")
         return options
 
 
@@ -181,6 +181,8 @@ def creation_failure(error: WirtError, path: str) -> Failure:
 
 
 SECTOR = 512
+# About the file system's ways, or what the engine writes in any case.
+_ALWAYS_SO = ("nocow", "extent_size_hint", "zeroed_grain", "toolsversion", "block_state_zero")
 _LOOK = Opening(force_share=True, looks_only=True)
 
 

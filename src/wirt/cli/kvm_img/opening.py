@@ -266,7 +266,7 @@ def _make_clean(image: Checkable) -> None:
 def _secret(tree: Tree, known: str, how: Opening) -> bytes | None:
     encrypt = tree if known == "luks" else tree.get("encrypt", {})
     name = encrypt.get("key-secret") if isinstance(encrypt, Mapping) else None
-    return None if name is None else how.secrets[str(name)]
+    return None if name is None or how.looks_only else how.secrets[str(name)]
 
 
 def _shown_name(name: str | None, tree: Tree, below: Tree, path: str, known: str) -> str:

@@ -42,6 +42,10 @@ class Faults:
     fragmented: int = 0
     messages: list[str] = field(default_factory=list)
 
+    def say(self, message: str) -> None:
+        if len(self.messages) < _MOST_MESSAGES:
+            self.messages.append(message)
+
     def result(self, total: int, more: Iterable[str] = ()) -> CheckResult:
         """Return the findings; ``more`` are further corruptions."""
         others = list(more)
@@ -67,7 +71,7 @@ def find_faults(uses: Iterable[Use], size: int, unit: int, *, align: int = 1) ->
             last = use.end
         if use.offset >= size or (use.offset % align and use.index != NO_ENTRY):
             faults.beyond.append(use)
-            faults.messages.append(f"{use.what} lies outside the file, at {use.offset:#x}")
+            faults.say(f"{use.what} lies outside the file, at {use.offset:#x}")
         else:
             inside.append(use)
     # Metadata first where both begin at one place: the block is the one that can move.
@@ -87,7 +91,7 @@ def find_faults(uses: Iterable[Use], size: int, unit: int, *, align: int = 1) ->
 def _note_shared(faults: Faults, one: Use, other: Use) -> None:
     moves = other if other.index != NO_ENTRY else one
     faults.shared.append(moves)
-    faults.messages.append(f"{one.what} and {other.what} overlap at {other.offset:#x}")
+    faults.say(f"{one.what} and {other.what} overlap at {other.offset:#x}")
 
 
 def repaired(before: CheckResult, after: CheckResult) -> CheckResult:

@@ -144,11 +144,10 @@ class TableImage(BlockImage, DirectAllocator, Checkable):
     def check(self, *, repair: str = "") -> CheckResult:
         if repair not in {"", "leaks", "all"}:
             raise UsageError(f"there is no repair {repair[:20]!r}", hint="leaks or all")
-        if repair:
-            self._before_write()
-            self.flush()
         found = self._inspected()
         if repair and (found.corruptions or found.leaks):
+            self._before_write()
+            self.flush()
             self._repair(everything=repair == "all")
             found = repaired(found, self._inspected())
         if repair and not found.corruptions:

@@ -67,11 +67,16 @@ class TwoLevelImage(OverlayTable):
         return self._entry(index) != 0
 
     def _set_blocks(self) -> Iterator[int]:
+        """A table that cannot be one, or that was seen before, names nothing more."""
+        seen: set[int] = set()
         for number, place in enumerate(self._l1):
-            if place or number in self._l2:
-                first = number * self._l2_entries
-                last = min(first + self._l2_entries, self._block_count)
-                yield from (index for index in range(first, last) if self._is_set(index))
+            cached = number in self._l2
+            if not cached and (not place or place in seen or not self._table_fits(place)):
+                continue
+            seen.add(place)
+            first = number * self._l2_entries
+            last = min(first + self._l2_entries, self._block_count)
+            yield from (index for index in range(first, last) if self._is_set(index))
 
     def _table_fits(self, place: int) -> bool:
         return place % self._grid == 0 and place + 8 * self._l2_entries <= self.storage.size()
@@ -81,14 +86,6 @@ class TwoLevelImage(OverlayTable):
         for number, place in enumerate(self._l1):
             if place:
                 yield Use(place, 8 * self._l2_entries, f"L2 table {number}", -2 - number)
-
-    def _uses(self) -> Iterator[Use]:
-        broken = {number for number, at in enumerate(self._l1) if at and not self._table_fits(at)}
-        for number in broken:
-            self._l2[number] = [0] * self._l2_entries
-        yield from super()._uses()
-        for number in broken:
-            del self._l2[number]
 
     def _forget_use(self, use: Use) -> None:
         super()._forget_use(use)

@@ -8,6 +8,7 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
 MOST_CLIENTS = 32
+_AFTER_TROUBLE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class Server:
             sock, address = self._listener.accept()
         except OSError as error:
             log.warning("a client could not be taken: %s", error)
+            time.sleep(_AFTER_TROUBLE)  # no descriptors are left: they do not come back at once
             return
         sock.setblocking(True)
         line = Line(sock, _client_name(address))
@@ -136,7 +139,11 @@ class Server:
                 line.close()
                 return
             self._clients[line] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.warning("%s: %s", line.name, error)
+            self._forget(line)
 
     def _serve(self, line: Line) -> None:
         """Serve one client; whatever it does ends at most its own connection."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator
 
 from wirt.errors import (
     ImageAccessDenied,
     ImageError,
+    ImageInUse,
     ImageIoError,
     ImageNoSpace,
     NotThisFormat,
@@ -20,6 +23,8 @@ from wirt.image.base import Storage
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 _OFFSET_MAX = (1 << 63) - 1
+_BLKZEROOUT = 0x127F  # of <linux/fs.h>
+_RANGE = struct.Struct("=QQ")
 
 
 class FileStorage(Storage):
@@ -43,6 +48,9 @@ class FileStorage(Storage):
             flags |= os.O_EXCL
         if not follow_link:
             flags |= os.O_NOFOLLOW
+        if writable and _is_device(path):
+            # Nobody else may have claimed it: a mounted file system would be destroyed.
+            flags = flags & ~os.O_CREAT | os.O_EXCL
         try:
             # Opening a pipe without a writer would wait for one.
             self._fd = os.open(path, flags | os.O_NONBLOCK, 0o644)
@@ -160,7 +168,24 @@ class FileStorage(Storage):
         done = _libc.fallocate(
             self._fd, _PUNCH_HOLE, ctypes.c_longlong(offset), ctypes.c_longlong(length)
         )
-        return bool(done == 0)
+        return bool(done == 0) or self._zero_sectors(offset, length)
+
+    def _zero_sectors(self, offset: int, length: int) -> bool:
+        """Let a device write zeros by itself; False for a file, or for parts of sectors."""
+        if not stat.S_ISBLK(os.fstat(self._fd).st_mode):
+            return False
+        try:
+            fcntl.ioctl(self._fd, _BLKZEROOUT, _RANGE.pack(offset, length))
+        except OSError:
+            return False
+        return True
+
+
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False  # opening it says what is wrong
 
 
 def _check(offset: int, length: int) -> None:
@@ -175,4 +200,10 @@ def image_error(error: OSError, path: str, offset: int | None = None) -> ImageEr
         return ImageNoSpace(words, path=path, offset=offset, hint="free space, then try again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return ImageAccessDenied(words, path=path, hint="check its owner and mode")
+    if error.errno == errno.EBUSY:
+        return ImageInUse(
+            "the device is in use: mounted, part of a RAID or volume group, or swap",
+            path=path,
+            hint="see who has it: lsblk, and findmnt",
+        )
     return ImageIoError(words, path=path, offset=offset)

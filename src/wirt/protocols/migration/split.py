@@ -28,8 +28,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from wirt.errors import ProtocolError
 from wirt.units import MIB
 
@@ -256,8 +254,7 @@ class Splitter:
             if flag == _ZERO:
                 self._out.append(Zeroes(offset, taken * PAGE_SIZE))
             else:
-                rows = np.frombuffer(raw, np.uint8).reshape(taken, length)
-                self._out.append(Pages(offset, rows[:, 8:].tobytes()))
+                self._out.append(Pages(offset, _contents(raw, taken, length)))
             return True
         return False
 
@@ -266,6 +263,8 @@ class Splitter:
         head = int.from_bytes(self._buffer[self._at : self._at + 8], "big")
         if head & _FLAGS != flags:
             return 0, 0
+        import numpy as np
+
         view = np.frombuffer(self._buffer, np.uint8, count * length, self._at)
         rows = view.reshape(count, length)
         heads = np.ascontiguousarray(rows[:, :8]).view(">u8").ravel()
@@ -300,3 +299,10 @@ def _joined(pieces: list[Piece]) -> Iterator[Piece]:
         yield piece
     if run:
         yield Passed(b"".join(run))
+
+
+def _contents(raw: bytes | bytearray, count: int, length: int) -> bytes:
+    """Return the pages of ``count`` records, without their heads."""
+    import numpy as np
+
+    return np.frombuffer(raw, np.uint8).reshape(count, length)[:, 8:].tobytes()

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _TIMEVAL = struct.Struct("ll")
 _AGAIN = {errno.EAGAIN, errno.EWOULDBLOCK}
+_TIMEOUTS = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _CORK = socket.MSG_MORE
 
 
@@ -133,9 +134,15 @@ class Line:
     def start_tls(self, tls: Tls) -> None:
         """Turn the connection into TLS. Raises ProtocolError."""
         try:
-            self._socket = tls.context.wrap_socket(
-                self._socket, server_side=tls.server_side, server_hostname=tls.hostname
+            # In two steps: whoever cuts the connection off must find the socket that is in use.
+            secured = tls.context.wrap_socket(
+                self._socket,
+                server_side=tls.server_side,
+                server_hostname=tls.hostname,
+                do_handshake_on_connect=False,
             )
+            self._socket = secured
+            secured.do_handshake()
         except ssl.SSLCertVerificationError as error:
             raise ProtocolError(
                 f"{self.name}: the certificate is not good: {error.verify_message}",
@@ -185,13 +192,14 @@ class Line:
     def shut_down(self) -> None:
         """Let every thread that waits on this connection go on, with an error."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not the method of TLS, which would take the connection away under its users.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()
 
     def _broken(self, error: OSError) -> PeerClosed | Timeout:
-        if error.errno in _AGAIN or isinstance(error, TimeoutError):
+        if error.errno in _AGAIN or isinstance(error, _TIMEOUTS):
             return Timeout(f"{self.name}: no answer in time")
         words = getattr(error, "reason", None) or error.strerror or error
         return PeerClosed(f"{self.name}: the connection broke: {words}")

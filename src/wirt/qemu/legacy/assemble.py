@@ -9,12 +9,13 @@ from typing import Any
 from wirt.qapi.value import QapiObject
 from wirt.qemu.boot import DEFAULT_ORDER
 from wirt.qemu.legacy.disks import BY_KIND, disks, replace_ids
-from wirt.qemu.legacy.draft import Draft
+from wirt.qemu.legacy.draft import Draft, Node
 from wirt.qemu.legacy.memory import numa_nodes, take_memory
 from wirt.qemu.legacy.nets import nics
 from wirt.qemu.legacy.options.chardevs import from_chardev, words_of
 from wirt.qemu.legacy.options.nodes import resolve
 from wirt.qemu.legacy.screens import displays, ports
+from wirt.qemu.legacy.values import join
 from wirt.spec.console import Video
 from wirt.spec.hardware import (
     Actions,
@@ -52,7 +53,7 @@ def assemble(draft: Draft) -> tuple[Machine, dict[str, QapiObject]]:
     fields.setdefault("memory", OLD_MEMORY)
     fields.setdefault("machine_type", "pc")
     fields["machine_type"] += "".join(f",{k}={v}" for k, v in draft.board_options.items())
-    fields.setdefault("video", Video("cirrus" if draft.defaults else "none"))
+    fields.setdefault("video", _default_card(draft))
     for key in ("rng", "balloon", "vmgenid", "panic_notifier"):
         fields.setdefault(key, False)
     take_memory(draft, fields)
@@ -114,6 +115,12 @@ def _cpu(draft: Draft) -> Cpu:
     fields = {"model": OLD_CPU, **draft.cpu}
     fields["model"] = ",".join([fields["model"], *draft.cpu_features])
     return Cpu(**fields)
+
+
+def _default_card(draft: Draft) -> Video:
+    if not draft.defaults:
+        return Video("none")
+    return Video("std" if draft.facts.modern else "cirrus")
 
 
 def _flash_chips(draft: Draft) -> None:
@@ -182,6 +189,15 @@ def _usb(fields: dict[str, Any], draft: Draft) -> Usb:
     return Usb(kind, tuple(draft.usb))
 
 
+def _words_of(draft: Draft, node: Node) -> tuple[str, ...]:
+    """Return the words of an object; the network that a filter names has another name now."""
+    netdev = node.parts.get("netdev", "")
+    if netdev not in draft.renamed:
+        return node.words
+    parts = {**node.parts, "netdev": draft.renamed[netdev]}
+    return (node.words[0], join(list(parts.items())))
+
+
 def _words(draft: Draft) -> tuple[str, ...]:
     """Return the words for QEMU: what is named first, then what names it."""
     early: list[str] = []
@@ -189,5 +205,5 @@ def _words(draft: Draft) -> tuple[str, ...]:
         early += ["-chardev", f"{words_of(from_chardev(values))},id={name}"]
     for node in [*draft.objects.values(), *draft.nodes.values()]:
         if not node.used:
-            early += node.words
+            early += _words_of(draft, node)
     return (*early, *draft.early, *draft.args)

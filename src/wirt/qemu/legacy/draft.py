@@ -122,6 +122,8 @@ class Draft:
     wires: list[Wire] = field(default_factory=list)
     hub_ports: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Name of a port → its hub, and the backend that it joins to the hub."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name of a netdev in the line → what a card is joined to now."""
     hubs: set[int] = field(default_factory=set)
     """vlans that are hubs even with one card."""
     dumps: list[tuple[int, str, int]] = field(default_factory=list)

@@ -29,8 +29,8 @@ class Facts:
     number of a VNC display that nobody has.
 
     For lines that wirt made itself: ``directory``, ``socket`` and ``memory_file`` as in
-    ``qemu.runtime``; ``fd_images``, which image came as which descriptor; ``backends``, what
-    the host made under the name of which netdev.
+    ``qemu.runtime``; ``fd_images`` and ``fd_sockets``, what came as which descriptor;
+    ``backends``, what the host made under the name of which netdev.
     """
 
     format_of: Callable[[str], str] = format_by_name
@@ -46,7 +46,10 @@ class Facts:
     socket: Callable[[str], str] | None = None
     memory_file: str = ""
     fd_images: Mapping[int, str] = field(default_factory=dict)
+    fd_sockets: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, Backend] = field(default_factory=dict)
+    modern: bool = False
+    """What a line leaves open is as QEMU has had it since 2.2, not as it was in 2009."""
     strict: bool = False
     """Files and devices that are absent are refused; else they are believed to come."""
 

@@ -31,6 +31,9 @@ def _understood(draft: Draft, node: Node, fields: dict[str, Any]) -> bool:
         parts.pop(key, None)
     prealloc = parts.pop("prealloc", "off") == "on"
     path = parts.pop("mem-path", "")
+    if path and path == draft.facts.memory_file:
+        for key in ("readonly", "rom"):
+            parts.pop(key, None)
     if parts or kind not in {"memory-backend-ram", "memory-backend-file"}:
         return False
     if prealloc:

@@ -43,7 +43,8 @@ def nics(draft: Draft) -> tuple[tuple[Nic, ...], dict[str, QapiObject]]:
 
 def default_model(draft: Draft) -> str:
     """KVM's own QEMU had the rtl8139, QEMU the e1000 since 0.11."""
-    return "rtl8139" if draft.program in {"kvm", "qemu-kvm"} else "e1000"
+    is_old_kvm = draft.program in {"kvm", "qemu-kvm"} and not draft.facts.modern
+    return "rtl8139" if is_old_kvm else "e1000"
 
 
 def _join_hubs(draft: Draft) -> None:
@@ -113,6 +114,8 @@ class _Plan:
         )
         if isinstance(nic.backend, Tap) and wire is not None:
             self.uplinks[f"{nic_id(nic, index)}-net"] = wire.uplink
+        if wire is not None and wire.id:
+            self.draft.renamed[wire.id] = attachment(nic_id(nic, index), hub_of(nic, index))
         self.nics.append(nic)
         self._remember(card, nic, index)
 

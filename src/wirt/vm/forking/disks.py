@@ -60,7 +60,7 @@ def _obstacle(paths: VmPaths, disk: Disk) -> tuple[str, str] | None:
     if disk.format != "qcow2":
         return (
             f"is a {disk.format} image, which cannot stand on a frozen one",
-            f"stop the machine and convert it: wirt img convert -O qcow2 {disk.image} NEW",
+            f"stop the machine and convert it: wirt img convert {disk.image} NEW.qcow2",
         )
     return None
 

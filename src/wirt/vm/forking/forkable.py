@@ -13,6 +13,7 @@ import msgspec
 from wirt.errors import WrongState
 from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import MigrationCapability, MigrationInfo, StatusInfo
+from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.nic import nic_id
 from wirt.spec.console import CharBackend, Console, File, Null, Pty, Spice, UnixSocket, Vnc, Window
 from wirt.spec.machine import Machine
@@ -129,9 +130,19 @@ def is_shared_wire(nic: Nic) -> bool:
 
 
 def require_forkable(
-    paths: VmPaths, machine: Machine, record: Record, qmp: QmpClient, *, keep_process: bool
+    paths: VmPaths,
+    machine: Machine,
+    record: Record,
+    qmp: QmpClient,
+    capabilities: Capabilities,
+    *,
+    keep_process: bool,
+    idle: bool,
 ) -> Chosen:
-    """Return how to freeze a running machine. Raises WrongState with every obstacle."""
+    """Return how to freeze a running machine; ``idle``: no command of wirt's runs in it.
+
+    Raises WrongState with every obstacle.
+    """
     found = problems(paths, machine, "fork")
     info = qmp.execute("query-migrate", reply=MigrationInfo)
     found += [Problem(f"QEMU says: {reason}", "unplug it") for reason in info.blocked_reasons]
@@ -141,9 +152,12 @@ def require_forkable(
             hint="; ".join(dict.fromkeys(problem.cure for problem in found)),
         )
     _require_settled(paths, qmp)
-    if keep_process:
-        return Chosen("stream", ("its process is kept: the memory is copied while it runs",))
-    return _choose(machine, record, qmp)
+    why = "its process is kept" if keep_process else _not_frozen(machine, record, qmp)
+    if not why and not idle:
+        why = "a command runs in it"
+    if why:
+        return Chosen("stream", (f"{why}: {_copying(record, capabilities)}",))
+    return Chosen("freeze")
 
 
 def _require_settled(paths: VmPaths, qmp: QmpClient) -> None:
@@ -152,18 +166,30 @@ def _require_settled(paths: VmPaths, qmp: QmpClient) -> None:
         raise WrongState(f"{paths.name} is {status}: it can be forked while it runs or is paused")
 
 
-def _choose(machine: Machine, record: Record, qmp: QmpClient) -> Chosen:
-    """Hand it over if it can be, else copy its memory while it runs, and say why."""
-    why = _not_handed_over(machine)
+def _not_frozen(machine: Machine, record: Record, qmp: QmpClient) -> str:
+    """Return why the machine cannot be handed over, so that its memory has to be copied."""
     if record.run is None or record.run.memory == "anonymous":
-        why = "it was started without forkable memory"
-    elif record.run.memory == "fork":
-        why = "it is a fork itself"
-    elif not _has_ignore_shared(qmp):
-        why = f"this QEMU has no {IGNORE_SHARED}"
-    if why:
-        return Chosen("stream", (f"{why}: the memory is copied while it runs",))
-    return Chosen("freeze")
+        return "it was started without forkable memory"
+    if record.run.memory == "fork":
+        return "it is a fork itself"
+    if not _has_ignore_shared(qmp):
+        return f"this QEMU has no {IGNORE_SHARED}"
+    return _not_handed_over(machine)
+
+
+def loses_writes(accelerator: str, capabilities: Capabilities) -> bool:
+    """True if memory cannot be copied while the guest runs.
+
+    Before 9.0 QEMU's dirty log misses writes of an emulated guest (its commit 03bfc2188f06
+    mends that): the copy would be torn.
+    """
+    return accelerator == "tcg" and capabilities.version < (9, 0, 0)
+
+
+def _copying(record: Record, capabilities: Capabilities) -> str:
+    if record.run is not None and loses_writes(record.run.accelerator, capabilities):
+        return "it stands still while its memory is copied (QEMU before 9.0, without KVM)"
+    return "the memory is copied while it runs"
 
 
 def _has_ignore_shared(qmp: QmpClient) -> bool:

@@ -22,6 +22,7 @@ from wirt.errors import NoSpace, QemuError, WirtError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
+from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qemu.netdev import forward_text
@@ -33,7 +34,7 @@ from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
 from wirt.store.record import Handover, Record, write_record
-from wirt.store.states import Manifest, new_state, sweep_states
+from wirt.store.states import GuestFacts, Manifest, new_state, sweep_states
 from wirt.units import MIB
 from wirt.vm import state
 from wirt.vm.context import Context
@@ -42,7 +43,7 @@ from wirt.vm.forking.disks import (
     freeze_variables,
     let_family_read,
 )
-from wirt.vm.forking.forkable import Chosen, require_forkable
+from wirt.vm.forking.forkable import require_forkable
 from wirt.vm.forking.guest import ports_taken
 from wirt.vm.forking.handover import clear_beside, finish, recover, take_names, undo
 from wirt.vm.forking.incoming import (
@@ -55,7 +56,7 @@ from wirt.vm.forking.incoming import (
 from wirt.vm.forking.source import Frozen, Source
 from wirt.vm.forking.stream import Copying
 from wirt.vm.monitor import connect
-from wirt.vm.start import for_tcg
+from wirt.vm.start import DEFAULT_BINARY, for_tcg
 
 SAVE_SECONDS = 120.0
 _SHORT = MIB
@@ -63,7 +64,14 @@ UNLIMITED = 1 << 40
 """Bytes a second; QEMU's own limit would make the guest wait."""
 
 
-def freeze(context: Context, name: str, *, keep_process: bool = False, label: str = "") -> Frozen:
+def freeze(
+    context: Context,
+    name: str,
+    *,
+    keep_process: bool = False,
+    label: str = "",
+    guest: GuestFacts | None = None,
+) -> Frozen:
     """Freeze a running machine, which goes on; return the state.
 
     ``label`` holds the state (``wirt.store.states.hold``); without one this process does,
@@ -71,15 +79,21 @@ def freeze(context: Context, name: str, *, keep_process: bool = False, label: st
     machine that stands on it, the state.
 
     With ``keep_process`` it goes on in the same QEMU: open connections and running commands
-    live on, and the memory is copied while it runs. Raises WrongState, naming device and
+    live on, and the memory is copied. ``guest`` is what is known of the guest, if it cannot
+    be asked now because it stands still. Raises WrongState, naming device and
     cure, before anything is touched.
     """
     with locked(context.home, name, waiting=context.say) as paths:
-        return freeze_locked(context, paths, keep_process=keep_process, label=label)
+        return freeze_locked(context, paths, keep_process=keep_process, label=label, guest=guest)
 
 
 def freeze_locked(
-    context: Context, paths: VmPaths, *, keep_process: bool = False, label: str = ""
+    context: Context,
+    paths: VmPaths,
+    *,
+    keep_process: bool = False,
+    label: str = "",
+    guest: GuestFacts | None = None,
 ) -> Frozen:
     """The same for a machine whose lock the caller holds."""
     record = recover(context, paths)
@@ -88,14 +102,14 @@ def freeze_locked(
     clear_beside(paths)
     machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
-        chosen = require_forkable(paths, machine, record, qmp, keep_process=keep_process)
-        if chosen.method == "freeze" and not idle:
-            why = "a command runs in it: the memory is copied while it runs"
-            chosen = Chosen("stream", (why,))
+        capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
+        chosen = require_forkable(
+            paths, machine, record, qmp, capabilities, keep_process=keep_process, idle=idle
+        )
         for note in chosen.notes:
             context.say(note)
         record = msgspec.structs.replace(record, group=record.group or record.uid)
-        source = Source(context, paths, machine, record, qmp, made, chosen.notes, label)
+        source = Source(context, paths, machine, record, qmp, made, chosen.notes, label, guest)
         if chosen.method == "stream":
             return Copying(source).run()
         return _HandingOver(source).run()

@@ -34,6 +34,7 @@ from wirt.store.record import Handover, write_record
 from wirt.store.states import Manifest, make_memory_directory
 from wirt.units import MIB
 from wirt.vm.forking.disks import freeze_variables, let_family_read
+from wirt.vm.forking.forkable import loses_writes
 from wirt.vm.forking.handover import clear_beside, go_on, take_names, undo
 from wirt.vm.forking.incoming import IGNORE_SHARED
 from wirt.vm.forking.source import Frozen, Source
@@ -118,6 +119,8 @@ class Copying:
         runs = not source.run.paused_on_request
         _prepare(qmp)
         with qmp.events("STOP") as stops:
+            if runs and loses_writes(source.run.accelerator, source.capabilities):
+                qmp.execute("stop")
             receiver.begin()
             _await(qmp, _STOPPED, receiver)
             begin = _when(stops.get(1.0)) if runs else time.time()

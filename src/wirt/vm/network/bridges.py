@@ -193,20 +193,20 @@ def server_of(paths: NetworkPaths, record: BridgeRecord) -> dhcp.Server:
     )
 
 
-def introduce(context: Context, name: str, machine: str, macs: tuple[str, ...]) -> None:
-    """Let the network know a machine by name."""
+def introduce(context: Context, name: str, machine: str, mac: str) -> None:
+    """Let the network know a card by the name of its machine."""
     paths = wires.find(context.home, "bridge", name)
     record = wires.read(paths, BridgeRecord)
-    if record.dhcp:
-        dhcp.introduce(server_of(paths, record), machine, macs, _dnsmasq(record))
+    if record.dhcp and mac:
+        dhcp.introduce(server_of(paths, record), machine, mac, _dnsmasq(record))
 
 
-def forget(context: Context, name: str, machine: str) -> None:
+def forget(context: Context, name: str, mac: str) -> None:
     """Undo ``introduce``."""
     paths = wires.find(context.home, "bridge", name)
     record = wires.read(paths, BridgeRecord)
-    if record.dhcp:
-        dhcp.forget(server_of(paths, record), machine, _dnsmasq(record))
+    if record.dhcp and mac:
+        dhcp.forget(server_of(paths, record), mac, _dnsmasq(record))
 
 
 def _dnsmasq(record: BridgeRecord) -> ProcessId | None:

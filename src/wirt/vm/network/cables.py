@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from wirt.errors import HostError, Timeout, UsageError, WirtError
+from wirt.errors import HostError, NotFound, Timeout, UsageError, WirtError
 from wirt.host.confine import switch_uid
 from wirt.net import cable, cable_keeper, helper, switch
 from wirt.net.cable import End, LocalEnd, PathEnd, SshEnd
@@ -159,6 +159,8 @@ def _lay(context: Context, paths: NetworkPaths, name: str, record: CableRecord) 
     for end in (first, second):
         if isinstance(end, LocalEnd):
             switches.ensure_switch(context, end.switch)
+        elif isinstance(end, PathEnd) and not os.path.exists(os.path.join(end.path, "ctl")):
+            raise NotFound(f"there is no switch at {end.path}", hint="its directory has a ctl")
     end_all(paths)
     # As the switches' user, whom both plugs and the filter belong to.
     wires.make_runtime(paths, switch_uid() if os.geteuid() == 0 else 0)

@@ -12,8 +12,9 @@ from wirt.errors import WirtError
 from wirt.net import switch
 from wirt.spec.nic import Switch
 from wirt.store import wires
+from wirt.store.wires import BridgeRecord, SwitchRecord
 from wirt.vm.context import Context
-from wirt.vm.network import cables, nics, switches
+from wirt.vm.network import bridges, cables, nics, switches
 from wirt.vm.network.capture import PLUG
 from wirt.vm.network.cards import wire_id
 from wirt.vm.network.uplinks import plug_text
@@ -48,6 +49,28 @@ def mend(context: Context) -> Mended:
         cables=tuple(_restart_cables(context, failed)),
         failed=tuple(failed),
     )
+
+
+def start_persistent(context: Context) -> Mended:
+    """Start the networks and switches that are marked for it, and the cables between switches."""
+    failed: list[str] = []
+    started = []
+    for name in wires.names(context.home, "bridge"):
+        try:
+            if wires.read(wires.find(context.home, "bridge", name), BridgeRecord).persist:
+                bridges.ensure_bridge(context, name)
+        except WirtError as error:
+            failed.append(f"network {name}: {error}")
+    for name in wires.names(context.home, "switch"):
+        try:
+            paths = wires.find(context.home, "switch", name)
+            if wires.read(paths, SwitchRecord).persist and not switches.is_up(paths):
+                switches.ensure_switch(context, name)
+                started.append(name)
+        except WirtError as error:
+            failed.append(f"switch {name}: {error}")
+    laid = _restart_cables(context, failed) if started else []
+    return Mended(switches=tuple(started), cables=tuple(laid), failed=tuple(failed))
 
 
 def _stop_flooding(context: Context, name: str) -> None:

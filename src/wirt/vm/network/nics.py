@@ -19,16 +19,17 @@ from wirt.protocols.deadline import Deadline
 from wirt.protocols.qmp.client import QmpClient, Subscription
 from wirt.qapi.value import QapiObject
 from wirt.qemu.free_place import free_nic_place
-from wirt.qemu.nic import cable_values, hub_of, nic_values
+from wirt.qemu.nic import cable_values, hub_of, idle_port, nic_values
 from wirt.qemu.runtime import Runtime
 from wirt.spec.nic import Backend, Network, Nic, Rate, Switch, Tap
 from wirt.store import wires as store
 from wirt.store.layout import VmPaths
-from wirt.store.machines import find, locked
+from wirt.store.machines import find, locked, read_spec
 from wirt.store.record import Record, Wire, read_record, write_record
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec
+from wirt.vm.edit import replace_locked
 from wirt.vm.monitor import connect
 from wirt.vm.network import bridges, switches
 from wirt.vm.network.cards import (
@@ -135,6 +136,7 @@ def _add_live(context: Context, paths: VmPaths, nic: Nic) -> None:
             uplinks = _send(qmp, uplink, f"{nic.id}-net")
             values = nic_values(nic, index, _runtime(paths, record, uplinks), place)
             _netdevs_add(qmp, values.netdevs)
+            _ensure_idle_port(qmp, wire)
             try:
                 qmp.execute("device_add", values.device)
                 if not nic.link:
@@ -159,6 +161,13 @@ def _made(
     finally:
         if uplink is not None:
             uplink.close()
+
+
+def _ensure_idle_port(qmp: QmpClient, wire: Wire) -> None:
+    """A fork has none yet; elsewhere the start has made it."""
+    if wire.hub is not None:
+        with contextlib.suppress(CommandRefused):  # the name is taken: it is there
+            qmp.execute("netdev_add", idle_port(wire_id(wire), wire.hub))
 
 
 def _send(qmp: QmpClient, uplink: Uplink | None, netdev: str) -> dict[str, QapiObject]:
@@ -210,8 +219,7 @@ def _remove_live(context: Context, paths: VmPaths, card: str, wire: Wire) -> Non
                 ) from error
             _await_gone(gone, paths.name, card)
         _unplug(context, paths, qmp, wire)
-        with contextlib.suppress(CommandRefused):
-            qmp.execute("netdev_del", {"id": f"{card}-hub"})
+        _netdevs_del(qmp, [{"id": f"{card}-hub"}, {"id": f"{card}-idle"}])
 
 
 class _Deleted(msgspec.Struct):
@@ -238,9 +246,14 @@ def plug(context: Context, name: str, card: str, backend: Backend) -> None:
     backend raises; the old one then stays.
     """
     with held_card(context, name, card) as held:
-        if held.wire is not None:
-            held.remember(_plug_live(context, held.paths, held.wire, backend))
+        before = read_spec(held.paths)
         change_card(held.paths, card, "backend", msgspec.to_builtins(backend))
+        try:
+            if held.wire is not None:
+                held.remember(_plug_live(context, held.paths, held.wire, backend))
+        except BaseException:
+            replace_locked(held.paths, before)
+            raise
 
 
 def replug(context: Context, name: str, card: str) -> None:
@@ -257,6 +270,7 @@ def _plug_live(context: Context, paths: VmPaths, wire: Wire, backend: Backend) -
     card = wire_id(wire)
     record = state.require_running(paths).record
     with connect(paths, record) as qmp:
+        _ensure_idle_port(qmp, wire)
         same = type(backend) is type(wire.nic.backend) and nic.backend == wire.nic.backend
         if same or not isinstance(backend, Switch | Tap | Network):
             _unplug(context, paths, qmp, wire)  # ports and paths must be free again
@@ -294,8 +308,8 @@ def _move_tap(context: Context, paths: VmPaths, wire: Wire, backend: Backend) ->
         place, target = bridges.place_of(after), after.interface
         if bridges.place_of(before) != place:
             raise _joined(paths.name, wire)
-        bridges.forget(context, old.name, paths.name)
-        bridges.introduce(context, backend.name, paths.name, (nic.mac,))
+        bridges.forget(context, old.name, nic.mac)
+        bridges.introduce(context, backend.name, paths.name, nic.mac)
     else:
         raise _joined(paths.name, wire)
     bridge.join(place, wire.interface, target)

@@ -178,7 +178,7 @@ def _network_tap(
     uplink = _make_tap(place, "wtap%d", Tap(), nic, through_hub=through_hub)
     try:
         bridge.join(place, uplink.interface, record.interface)
-        bridges.introduce(context, backend.name, machine, (nic.mac,) if nic.mac else ())
+        bridges.introduce(context, backend.name, machine, nic.mac)
     except BaseException:
         uplink.close()
         raise
@@ -287,14 +287,14 @@ def release(context: Context, machine: str, wire: Wire) -> None:
     backend = wire.nic.backend
     with contextlib.suppress(WirtError):
         if isinstance(backend, Network):
-            bridges.forget(context, backend.name, machine)
+            bridges.forget(context, backend.name, wire.nic.mac)
         if wire.nic.rate is not None and wire.interface:
             rate.forget(_place_of(context, wire.nic), wire.interface)
     if isinstance(backend, Tap) and backend.down_script:
         try:
             _run_script(backend.down_script, wire.interface)
         except WirtError as error:
-            context.say(str(error))
+            context.say(f"{machine}: {error}")
 
 
 def _place_of(context: Context, nic: Nic) -> Place:

@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     options = parse_options(args.options)
     if not options:
         raise UsageError("which option?", hint="wirt img amend -o KEY=VALUE IMAGE")
+    if "size" in options:
+        raise UsageError("the size is no option", hint=f"wirt img resize {args.image} SIZE")
     with Access.of(args).open(args.image, writable=True, needs_secret=False) as image:
         if not isinstance(image, Amendable):
             raise UnsupportedImage(f"{image.format_name} images have no options to amend")

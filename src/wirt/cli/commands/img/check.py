@@ -55,7 +55,9 @@ def _print(path: str, result: CheckResult) -> None:
     if result.corruptions_fixed or result.leaks_fixed:
         print(f"repaired: {result.corruptions_fixed} errors, {result.leaks_fixed} leaked clusters")
     if result.corruptions:
-        print(f"{path}: {result.corruptions} errors; repair them: wirt img check --repair all {path}")
+        print(
+            f"{path}: {result.corruptions} errors; repair them: wirt img check --repair all {path}"
+        )
     if result.leaks:
         print(f"{path}: {result.leaks} leaked clusters; wirt img check --repair leaks {path}")
     if not result.corruptions and not result.leaks:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wirt.errors import CorruptImage, ImageAccessDenied, ImageIoError, UnsupportedImage, UsageError
 from wirt.image.base import (
     Extent,
     ExtentKind,
+    HasKeys,
     ImageInfo,
     OpenOptions,
     Resizable,
@@ -18,7 +20,7 @@ from wirt.image.base import (
 from wirt.image.formats.luks.metadata import Metadata, Segment, read_metadata
 from wirt.image.formats.luks.unlocking import decimal, segment_key
 from wirt.image.formats.mapped import SECTOR, MappedImage, read_exactly, stored_size
-from wirt.image.luks import HEADER_SIZE, LuksHeader, unlock
+from wirt.image.luks import HEADER_SIZE, KeyArea, LuksHeader, add_key, remove_key, unlock
 from wirt.image.sector_cipher import SectorCipher, make_cipher
 
 _STEP = 1 << 20
@@ -29,7 +31,22 @@ def locked() -> ImageAccessDenied:
     return ImageAccessDenied("the image is encrypted", hint="give its passphrase")
 
 
-class Luks1Image(MappedImage, WritableImage, Resizable):
+class _Head(KeyArea):
+    """What precedes the payload."""
+
+    def __init__(self, storage: Storage, read: Callable[[int, int], bytes]) -> None:
+        self._storage = storage
+        self._read = read
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._read(offset, length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._storage.pwrite(offset, data)
+        self._storage.flush()
+
+
+class Luks1Image(MappedImage, WritableImage, Resizable, HasKeys):
     """The payload behind the header, sector by sector. A new one reads as garbage."""
 
     format_name = "luks"
@@ -52,6 +69,17 @@ class Luks1Image(MappedImage, WritableImage, Resizable):
         if offset + length > self._payload:
             raise CorruptImage("a LUKS key slot lies outside the LUKS header")
         return self.storage.pread(offset, length)
+
+    def add_key(self, secret: bytes, new: bytes, *, iter_milliseconds: int = 2000) -> int:
+        return add_key(self._area(), secret, new, iter_milliseconds=iter_milliseconds)
+
+    def remove_key(self, secret: bytes) -> int:
+        return remove_key(self._area(), secret)
+
+    def _area(self) -> KeyArea:
+        if not self.writable:
+            raise ImageIoError("the image is open for reading only", path=self.storage.name)
+        return _Head(self.storage, self._read_header)
 
     def _unlocked(self) -> SectorCipher:
         if self._cipher is None:

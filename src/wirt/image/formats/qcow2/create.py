@@ -211,9 +211,7 @@ def new_header(size: int, options: CreateOptions) -> Header:
         header.set_extension(extensions.DATA_FILE_NAME, _encode(options.data_file))
     header.l1_size = header.l1_entries_for(size)
     if header.l1_size * 8 > MAX_L1_BYTES:
-        raise UnsupportedImage(
-            "the image size is too large for that cluster size", hint="use larger clusters"
-        )
+        raise UnsupportedImage("The image size is too large (try using a larger cluster size)")
     return header
 
 

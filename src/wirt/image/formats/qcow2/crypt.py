@@ -7,15 +7,16 @@ Compressed clusters are never enciphered.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from wirt.errors import CorruptImage, ImageAccessDenied, UsageError
+from wirt.errors import CorruptImage, ImageAccessDenied, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions, Storage
 from wirt.image.formats.qcow2.extensions import CRYPTO
+from wirt.image.formats.qcow2.guard import CRYPTO_HEADER
 from wirt.image.formats.qcow2.header import CRYPT_AES, CRYPT_LUKS, Header
 from wirt.image.formats.qcow2.reader import Cipher
 from wirt.image.formats.qcow2.volume import Volume
-from wirt.image.luks import LuksHeader
+from wirt.image.luks import KeyArea, LuksHeader
 from wirt.image.sector_cipher import SECTOR, SectorCipher, make_cipher
 
 _EXTENSION = struct.Struct(">QQ")
@@ -42,26 +43,33 @@ def ciphers(volume: Volume, secret: bytes) -> tuple[Cipher, Cipher]:
 def _unlock(volume: Volume, secret: bytes) -> SectorCipher:
     from wirt.image.luks import unlock
 
-    return unlock(_region(volume), secret)[1]
+    return unlock(KeyClusters(volume).read, secret)[1]
 
 
 def read_luks_header(volume: Volume) -> LuksHeader:
     """Return the key header, which is readable without a passphrase."""
     from wirt.image.luks import HEADER_SIZE
 
-    return LuksHeader.parse(_region(volume)(0, HEADER_SIZE))
+    return LuksHeader.parse(KeyClusters(volume).read(0, HEADER_SIZE))
 
 
-def _region(volume: Volume) -> Callable[[int, int], bytes]:
-    """Return a reader of the clusters that the key header and its slots lie in."""
-    start, length = header_place(volume.header)
+class KeyClusters(KeyArea):
+    """The clusters that the key header and its slots lie in."""
 
-    def read(offset: int, size: int) -> bytes:
-        if offset + size > length:
+    def __init__(self, volume: Volume) -> None:
+        if volume.header.crypt_method != CRYPT_LUKS:
+            raise UnsupportedImage("only images encrypted with LUKS have such passphrases")
+        self._volume = volume
+        self._start, self._length = header_place(volume.header)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset + length > self._length:
             raise CorruptImage("a LUKS key slot lies outside the LUKS header")
-        return volume.storage.pread(start + offset, size)
+        return self._volume.storage.pread(self._start + offset, length)
 
-    return read
+    def write(self, offset: int, data: bytes) -> None:
+        self._volume.write_metadata(CRYPTO_HEADER, self._start + offset, data)
+        self._volume.barrier()
 
 
 def header_place(header: Header) -> tuple[int, int]:

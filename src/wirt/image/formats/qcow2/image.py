@@ -15,6 +15,7 @@ from wirt.image.base import (
     DirectAllocator,
     Extent,
     HasBitmaps,
+    HasKeys,
     HasSnapshots,
     OpenOptions,
     Overlay,
@@ -47,6 +48,7 @@ class Qcow2Image(
     Overlay,
     Amendable,
     Checkable,
+    HasKeys,
     HasSnapshots,
     Resizable,
     HasBitmaps,
@@ -273,6 +275,23 @@ class Qcow2Image(
             self._record(0, self.virtual_size)
             self._save_bitmaps()
             make_empty(self.volume)
+
+    # Passphrases
+
+    def add_key(self, secret: bytes, new: bytes, *, iter_milliseconds: int = 2000) -> int:
+        from wirt.image.formats.qcow2.crypt import KeyClusters
+        from wirt.image.luks import add_key
+
+        with self.writing():
+            area = KeyClusters(self.volume)
+            return add_key(area, secret, new, iter_milliseconds=iter_milliseconds)
+
+    def remove_key(self, secret: bytes) -> int:
+        from wirt.image.formats.qcow2.crypt import KeyClusters
+        from wirt.image.luks import remove_key
+
+        with self.writing():
+            return remove_key(KeyClusters(self.volume), secret)
 
     # Snapshots
 

@@ -156,7 +156,10 @@ def _drop_table(writer: Writer, index: int) -> None:
 def preallocate(writer: Writer, start: int, end: int, mode: str) -> None:
     """Allocate clusters for a range that reads as zeros: ``metadata``, ``falloc`` or ``full``."""
     volume, size = writer.volume, writer.volume.header.cluster_size
-    start = -(-start // size) * size
+    whole = -(-start // size) * size
+    if mode in {"falloc", "full"} and start < whole:
+        writer.write(start, bytes(min(whole, end) - start))
+    start = whole
     for _, host, length in writer.allocate(start, end - start):
         if mode == "full":
             for offset in range(host, host + length, 1 << 20):

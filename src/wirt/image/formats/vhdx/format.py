@@ -26,8 +26,8 @@ from wirt.image.formats.vhdx.structures import (
     Metadata,
     pack_regions,
 )
+from wirt.units import parse_size
 
-_METADATA = (2 * MIB, MIB)
 _OPTIONS = ("subformat", "block_size", "log_size", "sector_size", "backing_file", "backing_fmt")
 _DEFAULT_BLOCKS = ((32 << 30, 8 * MIB), (100 << 30, 16 * MIB), (1 << 40, 32 * MIB))
 
@@ -48,7 +48,7 @@ class VhdxFormat(Format):
         return image
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
-        """Options: ``subformat`` (dynamic, fixed), ``block_size`` (bytes), ``sector_size``
+        """Options: ``subformat`` (dynamic, fixed), ``block_size``, ``log_size``, ``sector_size``
         (512, 4096), ``backing_file`` (a differencing disk).
         """  # fmt: skip
         refuse_unknown(options, *_OPTIONS)
@@ -67,33 +67,34 @@ class VhdxFormat(Format):
             raise UsageError("a VHDX has sectors of 512 or 4096 bytes, blocks of 1 to 256 MiB")
         if size > MAX_SIZE:
             raise OutOfBounds("a VHDX disk cannot be larger than 64 TiB")
+        log = _number(options, "log_size", MIB)
+        if log % MIB or not MIB <= log < 1 << 32:
+            raise UsageError("the log of a VHDX is made of whole MiB, less than 4 GiB")
         metadata = Metadata(
             size, block, sector, bool(parent), kind == "fixed", os.urandom(16), locator=locator
         )
-        _write(storage, metadata)
+        _write(storage, metadata, log)
 
 
 def _number(options: Mapping[str, str], name: str, default: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isdigit():
-        raise UsageError(f"{name} must be a number of bytes, not {text[:40]!r}")
-    return int(text)
+    return parse_size(options[name]) if name in options else default
 
 
 def _default_block(size: int) -> int:
     return next((block for limit, block in _DEFAULT_BLOCKS if size <= limit), 64 * MIB)
 
 
-def _write(storage: Storage, metadata: Metadata) -> None:
+def _write(storage: Storage, metadata: Metadata, log: int) -> None:
     count = table_entries(metadata)
-    bat = (3 * MIB, max(MIB, -(-8 * count // MIB) * MIB))
+    region = (MIB + log, MIB)
+    bat = (sum(region), max(MIB, -(-8 * count // MIB) * MIB))
     storage.pwrite(0, SIGNATURE + "wirt".encode("utf-16-le"))
     ids = os.urandom(16), os.urandom(16)
     for sequence, offset in enumerate(HEADER_OFFSETS, 1):
-        storage.pwrite(offset, Header(sequence, *ids).pack())
+        storage.pwrite(offset, Header(sequence, *ids, log_length=log).pack())
     for offset in REGION_OFFSETS:
-        storage.pwrite(offset, pack_regions(bat, _METADATA))
-    storage.pwrite(_METADATA[0], metadata.pack())
+        storage.pwrite(offset, pack_regions(bat, region))
+    storage.pwrite(region[0], metadata.pack())
     end = sum(bat)
     if metadata.fixed:
         blocks = -(-metadata.virtual_size // metadata.block_size)

@@ -529,6 +529,8 @@ def extent_lines(image: VmdkImage) -> list[ExtentLine]:
 
 def parent_of(storage: Storage, name: str) -> tuple[int, int]:
     """Return CID and size of the disk ``name`` beside ``storage``. Raises UnsupportedImage."""
+    if '"' in name or not name.isprintable():
+        raise UsageError("a VMDK cannot name such a parent", hint="rename the parent")
     with FileStorage(os.path.join(os.path.dirname(storage.name), name)) as file:
         try:
             _, text = _find_descriptor(file)

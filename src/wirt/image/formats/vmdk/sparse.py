@@ -358,10 +358,17 @@ class SparseExtent:
     # Checking
 
     def used_offsets(self) -> Iterator[int]:
-        """Yield the offsets of the grains whose entries say anything."""
+        """Yield the offsets of the grains whose entries say anything.
+
+        A table that lies beyond the file, or that was seen before, names nothing more.
+        """
+        seen: set[int] = set()
+        size, limit = 4 * self.header.table_entries, self.storage.size()
         for number, sector in enumerate(self._directory):
-            if not sector and number not in self._tables:
+            inside = sector and sector not in seen and sector * SECTOR + size <= limit
+            if not inside and number not in self._tables:
                 continue
+            seen.add(sector)
             first = number * self._per_table
             end = min(first + self._per_table, self.length)
             for offset in range(first, end, self.grain):
@@ -380,23 +387,18 @@ class SparseExtent:
         if header.descriptor:
             length = header.descriptor_sectors * SECTOR
             yield Use(header.descriptor * SECTOR, length, "the descriptor")
-        size, broken = 4 * header.table_entries, []
+        size = 4 * header.table_entries
         for directory, start in self._directories():
             yield Use(start * SECTOR, 4 * len(directory), "a grain directory")
             for number, sector in enumerate(directory):
                 if sector:
                     yield Use(sector * SECTOR, size, f"grain table {number}", -2 - number)
-                    if sector * SECTOR + size > self.storage.size() and number not in self._tables:
-                        self._tables[number] = [0] * header.table_entries
-                        broken.append(number)
         for offset in self.used_offsets():
             place = self.place_of(offset)
             if place is not None:
                 index = first_block + offset // self.grain
                 length = SECTOR if self.compressed else self.grain
                 yield Use(place, length, f"grain {index}", index)
-        for number in broken:
-            del self._tables[number]
 
     def trim(self) -> None:
         """Cut off what lies behind everything in use, but not of what the header counts in."""

@@ -47,6 +47,7 @@ class StreamVmdkImage(MappedImage, CompressedWriter, WritableImage):
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.header = SparseHeader.parse(storage.pread(0, SECTOR))
+        self.header.check()
         self.virtual_size = self.header.capacity * SECTOR
         self.compression_unit = self.header.grain * SECTOR
         self._compress = compressor("zlib")

@@ -183,8 +183,20 @@ def chardev(draft: Draft, given: Given) -> Outcome | None:
         raise Refused("a -chardev needs id=")
     if name in draft.chardevs:
         raise Refused(f"there are two -chardev of id {name}")
-    draft.chardevs[name] = values
+    draft.chardevs[name] = _given_socket(draft, values)
     return Outcome("same")
+
+
+def _given_socket(draft: Draft, values: Values) -> Values:
+    """A socket that came as a descriptor is the one of its name."""
+    made = draft.facts.fd_sockets
+    if draft.facts.socket is None or not made:
+        return values
+    path = draft.facts.socket
+    return Values(
+        [("path", path(made[text])) if key == "fd" and text in made else (key, text)
+         for key, text in values]
+    )  # fmt: skip
 
 
 _BACKENDS = {"tty": "serial", "parport": "parallel", "null": "null"}

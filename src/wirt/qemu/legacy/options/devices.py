@@ -69,11 +69,10 @@ def _pass(draft: Draft, parts: Parts, given: Given, *, changed: bool) -> Outcome
     bus = parts.get("bus", "")
     if bus in {"usb-bus.0", "usb.0"} and draft.has_usb:
         parts["bus"] = "usb.0"
-    draft.args += [
-        "-device",
-        ",".join([parts.pop("driver"), *filter(None, [join([*parts.items()])])]),
-    ]
-    return Outcome("translated" if changed else "same")
+    driver = parts.pop("driver")
+    options = [join(list(parts.items()))] if parts else []
+    draft.args += ["-device", ",".join([driver, *options])]
+    return Outcome("translated" if changed else "same", today=f"-device {driver}")
 
 
 def _assigned(draft: Draft, parts: Parts) -> Outcome:

@@ -52,9 +52,7 @@ def check_file(draft: Draft, file: str) -> None:
         raise Refused(f"{file} is a path of Windows", "copy the image here and name its new path")
     protocol = protocol_of(file)
     if protocol in _DEAD:
-        raise Refused(
-            _DEAD[protocol], "wirt img convert -O qcow2 OLD NEW, if it is still to be had"
-        )
+        raise Refused(_DEAD[protocol], "wirt img convert OLD NEW.qcow2, if it is still to be had")
     if protocol in {"fat", "nbd", "json", "file", "blkverify", "blkdebug"} or "://" in file:
         return
     if not protocol and file:
@@ -68,7 +66,7 @@ def _add(draft: Draft, given: Given, drive: Drive) -> None:
         drive.file = file.removeprefix("file:")
     if drive.image_format in _DEAD:
         raise Refused(
-            _DEAD[drive.image_format], "wirt img convert -O qcow2 OLD NEW, if it is still to be had"
+            _DEAD[drive.image_format], "wirt img convert OLD NEW.qcow2, if it is still to be had"
         )
     check_file(draft, drive.file)
     draft.drives.append(drive)

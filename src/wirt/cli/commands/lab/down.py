@@ -1,0 +1,29 @@
+"""wirt lab down"""
+
+from __future__ import annotations
+
+import argparse
+
+from wirt.cli.arguments import each, example
+from wirt.cli.output import say
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("labs", metavar="LAB", nargs="+", help="name of a lab")
+    example(parser, "wirt lab down shop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Remove labs: their machines with their disks, and their wires."""
+    from wirt.vm.context import Context
+    from wirt.vm.lab.down import bring_down
+
+    context = Context(say=say)
+
+    def down(name: str) -> None:
+        bring_down(context, name)
+        if not args.json:
+            print(f"{name}: removed")
+
+    return each(args.labs, down, debug=args.debug)

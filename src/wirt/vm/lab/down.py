@@ -1,0 +1,60 @@
+"""Taking a lab down: all that its record names, in whatever state a crash left it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from wirt.errors import NotFound, WirtError
+from wirt.store import wires
+from wirt.store.layout import NetworkPaths
+from wirt.store.wires import LabRecord
+from wirt.vm.context import Context
+from wirt.vm.network.bridges import remove_bridge
+from wirt.vm.network.cables import remove_cable
+from wirt.vm.network.switches import remove_switch
+from wirt.vm.remove import remove
+
+_AT_ONCE = 8
+
+
+def bring_down(context: Context, name: str) -> LabRecord:
+    """Remove machines, cables, switches and networks of a lab, and the lab.
+
+    What is gone already is not missed. If a part cannot be removed, the lab stays with what is
+    left, and the first error is raised. Raises NotFound.
+    """
+    with wires.locked(context.home, "lab", name, waiting=context.say) as paths:
+        return take_down(context, paths)
+
+
+def take_down(context: Context, paths: NetworkPaths) -> LabRecord:
+    """The same for a lab whose lock the caller holds."""
+    record = wires.read(paths, LabRecord)
+    failures: list[WirtError] = []
+
+    def each(names: Sequence[str], act: Callable[[str], None]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            failures.extend(error for error in pool.map(_attempt(act), names) if error)
+
+    each(record.machines, lambda name: remove(context, name, force=True))
+    each(record.cables, lambda name: remove_cable(context, name))
+    each(record.switches, lambda name: remove_switch(context, name, force=True))
+    each(record.networks, lambda name: remove_bridge(context, name, force=True))
+    if failures:
+        raise failures[0]
+    wires.remove(context.home, paths)
+    return record
+
+
+def _attempt(act: Callable[[str], None]) -> Callable[[str], WirtError | None]:
+    def attempt(name: str) -> WirtError | None:
+        try:
+            with contextlib.suppress(NotFound):
+                act(name)
+        except WirtError as error:
+            return error
+        return None
+
+    return attempt

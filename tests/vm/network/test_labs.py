@@ -1,0 +1,178 @@
+"""Labs with real guests: up from one file, forked at one instant, down without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import msgspec
+import pytest
+
+from wirt.errors import AlreadyExists, NotFound, SpecError, WirtError
+from wirt.store import wires
+from wirt.store.machines import machine_names
+from wirt.store.states import state_ids
+from wirt.store.wires import LabRecord
+from wirt.vm.lab.down import bring_down
+from wirt.vm.lab.fork import fork_lab
+from wirt.vm.lab.recovery import mark_standing
+from wirt.vm.lab.up import bring_up
+from wirt.vm.lab.view import list_labs, machine_of, view
+from wirt.vm.stop import pause, stop
+
+pytestmark = [
+    pytest.mark.needs_qemu,
+    pytest.mark.needs_root,
+    pytest.mark.needs_tool("vde_switch"),
+    pytest.mark.needs_tool("vde_plug"),
+    pytest.mark.needs_tool("ip"),
+]
+
+KERNEL_LINE = "console=ttyS0 no_timer_check mitigations=off quiet rdinit=/init"
+PLACES = {"client": "dmz", "server": "lan", "third": "dmz", "fourth": "lan"}
+
+
+@pytest.fixture
+def description(net, guest_image, tiny_initrd):
+    """Four machines, two switches and a cable, as a user writes them."""
+    text = 'name = "shop"\n[switches.dmz]\n[switches.lan]\n'
+    text += '[cables.backbone]\na = "dmz"\nb = "lan"\n'
+    boot = {
+        "kernel": os.fspath(guest_image.kernel),
+        "initrd": os.fspath(tiny_initrd),
+        "cmdline": KERNEL_LINE,
+    }
+    inline = ", ".join(f'{key} = "{value}"' for key, value in boot.items())
+    for name, switch in PLACES.items():
+        text += f'[machines.{name}]\nmemory = "160M"\ndisks = []\ndisplays = []\nchannels = []\n'
+        text += f'video = {{ model = "none" }}\nboot = {{ {inline} }}\nwires = ["{switch}"]\n'
+    try:
+        yield text
+    finally:
+        for lab in wires.names(net.context.home, "lab"):
+            with contextlib.suppress(WirtError):
+                bring_down(net.context, lab)
+
+
+@pytest.fixture
+def shell_of(net, guests):
+    shells = []
+
+    def made(name, *, booted=False):
+        tiny = guests["tiny"]
+        path = tiny.console(net.context.home.vm(name))
+        shells.append(tiny.Shell(path, booted=booted))
+        return shells[-1]
+
+    yield made
+    for shell in shells:
+        shell.close()
+
+
+# The blank in front keeps the shell from reading "((" as arithmetic.
+SEND = (
+    " (i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.5; done) "
+    "</dev/null 2>/dev/null | nc 10.9.0.2 5000 >/dev/null 2>&1 &"
+)
+GAP = "awk 'NR - 1 != $1 { print \"gap at\", NR; exit } END { print NR }' /tmp/whole"
+
+
+def received(server) -> int:
+    """Return how many numbers the server has; none may be missing. The last may be half there."""
+    answer = server(f"sed '$d' /tmp/got > /tmp/whole; {GAP}")
+    assert "gap" not in answer, answer
+    return int(answer.split()[-1])
+
+
+def test_a_lab_comes_up_is_forked_while_it_talks_and_leaves_nothing(
+    net, description, shell_of, eventually
+):
+    context = net.context
+    lab = bring_up(context, description, file="/x/shop.toml", timeout=0)
+    assert lab.name == "shop"
+    assert bring_up(context, description, file="/x/shop.toml", timeout=0) == lab
+    with pytest.raises(AlreadyExists, match="another description"):
+        bring_up(context, description + "# other\n", file="/x/shop.toml", timeout=0)
+    [row] = list_labs(context)
+    assert (row.status, row.machines, row.switches, row.cables) == ("up", 4, 2, 1)
+
+    client, server = shell_of("shop.client"), shell_of("shop.server")
+    for shell, address in ((client, "10.9.0.1/24"), (server, "10.9.0.2/24")):
+        shell("ip link set eth0 up")
+        shell(f"ip address add {address} dev eth0")
+    client("for i in $(seq 30); do ping -c 1 -W 2 10.9.0.2 && exit 0; done; exit 1")
+    server("nc -l -p 5000 </dev/null >/tmp/got 2>/dev/null &")
+    client(SEND)
+    eventually(lambda: received(server) > 200, seconds=120, what="nothing is sent")
+
+    made = fork_lab(context, "shop", "trial")
+    assert made.machines == tuple(f"trial.{name}" for name in PLACES)
+    assert 0 < made.skew <= made.pause
+    assert view(context, "trial").status == view(context, "shop").status == "up"
+    assert [one.name for one in list_labs(context) if one.parent == "shop"] == ["trial"]
+
+    other_client, other_server = (
+        shell_of(f"trial.{name}", booted=True) for name in ("client", "server")
+    )
+    for one in (server, other_server):
+        before = received(one)
+        eventually(lambda: received(one) > before + 100, seconds=120, what="it stands still")  # noqa: B023
+    assert server("ip address show eth0") == other_server("ip address show eth0")
+
+    stop(context, machine_of(context, "trial", "server"), timeout=0, force=True)
+    other_client("ping -c 2 -W 2 10.9.0.2", check=False)
+    assert " 0 packets received" in other_client("ping -c 3 -W 2 10.9.0.2; true")
+    assert " 0 packets received" not in client("ping -c 3 -W 5 10.9.0.2; true")
+    assert view(context, "trial").status == "partial"
+
+    for name in ("trial", "shop"):
+        bring_down(context, name)
+    assert machine_names(context.home) == []
+    assert state_ids(context.home) == []
+    assert all(wires.names(context.home, kind) == [] for kind in ("switch", "cable", "lab"))
+
+
+def test_what_was_left_by_killed_commands_is_mended_or_removed(net, description):
+    """A lab whose machines and switches are half gone; one that was left standing still."""
+    context = net.context
+    bring_up(context, description, file="/x/shop.toml", timeout=0)
+    paths = wires.find(context.home, "lab", "shop")
+    mark_standing(paths, standing=True)
+    pause(context, "shop.client")
+    stop(context, "shop.third", timeout=0, force=True)
+    assert view(context, "shop").status == "partial"
+    bring_up(context, description, file="/x/shop.toml", timeout=0)
+    found = view(context, "shop")
+    assert {row.status for row in found.machines} == {"running"}
+    assert found.missing == ()
+
+    record = wires.read(paths, LabRecord)
+    ghosts = (*record.machines, "shop.ghost")
+    wires.write(paths, msgspec.structs.replace(record, machines=ghosts))
+    assert view(context, "shop").missing == ("shop.ghost",)
+    bring_down(context, "shop")
+    assert machine_names(context.home) == []
+    with pytest.raises(NotFound, match="no lab"):
+        bring_down(context, "shop")
+
+
+def test_a_lab_that_cannot_come_up_leaves_nothing(net, description):
+    context = net.context
+    wrong = description.replace("[machines.fourth]", '[machines.fourth]\nimage = "no-such-image"')
+    with pytest.raises(NotFound):
+        bring_up(context, wrong, file="/x/shop.toml", timeout=0)
+    broken = description.replace("/tiny", "/nothing").replace('initrd = "', 'initrd = "/gone')
+    with pytest.raises(WirtError):
+        bring_up(context, broken, file="/x/shop.toml", timeout=0)
+    with pytest.raises(SpecError):
+        bring_up(context, description.replace('"lan"', '"wan"'), file="/x/shop.toml", timeout=0)
+    assert wires.names(context.home, "lab") == wires.names(context.home, "switch") == []
+    assert machine_names(context.home) == []
+
+
+def test_a_lab_does_not_take_the_names_of_others(net, description):
+    context = net.context
+    net.machine("shop.client")
+    with pytest.raises(AlreadyExists, match=r"shop\.client"):
+        bring_up(context, description, file="/x/shop.toml", timeout=0)
+    assert machine_names(context.home) == ["shop.client"]
