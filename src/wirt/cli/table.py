@@ -17,6 +17,8 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("pause", "stop the vCPUs; nothing is lost"),
             ("resume", "let the vCPUs run again"),
             ("fork", "make running copies of a running machine, copy-on-write"),
+            ("snapshot", "keep a machine as it is now, with its memory; it goes on"),
+            ("snapshots", "list the snapshots of a machine, or remove some"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),

@@ -12,6 +12,7 @@ Nothing else builds paths.
     │   │   ├── started.json  0600 the description that the running QEMU was started with
     │   │   ├── lock          held by the wirt command that changes this machine
     │   │   ├── run.lock      held by the QEMU process: held means running
+    │   │   ├── snapshots/    0700 NAME.json for each: which state it is, see wirt.store.snapshots
     │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
     │   │   └── log/          0700 of the VM's uid: console and QEMU messages, bounded
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
@@ -105,6 +106,13 @@ class VmPaths(msgspec.Struct, frozen=True):
     @property
     def disks(self) -> str:
         return os.path.join(self.root, "disks")
+
+    @property
+    def snapshots(self) -> str:
+        return os.path.join(self.root, "snapshots")
+
+    def snapshot(self, name: str) -> str:
+        return os.path.join(self.snapshots, f"{name}.json")
 
     @property
     def uefi_variables(self) -> str:

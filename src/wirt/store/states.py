@@ -103,8 +103,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The host's clock when the guest was stopped: what the guest still believes."""
     pause: float = 0.0
     """Seconds that the source stood still."""
-    method: Literal["freeze", "stream"]
-    """``freeze``: saved without the memory; ``stream``: saved with it, and split."""
+    method: Literal["freeze", "stream", "disks"]
+    """``freeze``: saved without the memory; ``stream``: saved with it, and split; ``disks``: of
+    a machine that was down, without devices and memory."""
     image: str = ""
     image_id: str = ""
     guest_user: str = ""
@@ -257,6 +258,11 @@ def _is_stale(label: str) -> bool:
     return not ProcessId(int(pid), int(ticks)).alive()
 
 
+def is_being_made(paths: StatePaths) -> bool:
+    """True while a process that lives holds the state until it has given it to somebody."""
+    return any(one.startswith("process.") and not _is_stale(one) for one in holds(paths))
+
+
 def drop_memory(home: Home, ident: str) -> None:
     """Give up the memory of a state that nothing holds and nobody builds on."""
     paths = home.state(ident)
@@ -299,10 +305,11 @@ def users(home: Home, ident: str) -> list[str]:
 
     What cannot be read may stand on anything, so it is named too.
     """
-    found = []
+    found, below = [], set()
     for name in _machine_directories(home):
         try:
-            stands = read_record(home.vm(name).record).state == ident
+            below.add(state := read_record(home.vm(name).record).state)
+            stands = state == ident
         except WirtError:
             stands = True
         if stands:
@@ -311,7 +318,9 @@ def users(home: Home, ident: str) -> list[str]:
         try:
             stands = other != ident and find_state(home, other).manifest.parent == ident
         except NotFound:
-            stands = False  # not a state yet: its maker's machine stands on what it needs
+            # Not a state yet: its maker's machine stands on what it needs. But if that stands
+            # on it already, the maker was killed, and what it stands on is not known.
+            stands = other != ident and other in below
         except WirtError:
             stands = True
         if stands:
@@ -382,7 +391,38 @@ def sweep_states(home: Home) -> None:
             drop_memory(home, ident)
         elif _is_old(paths.root):
             _remove_unneeded(home, paths)
+    _sweep_unneeded(home)
     _sweep_memory(home)
+
+
+def _sweep_unneeded(home: Home) -> None:
+    """Remove states whose last user was killed before it let go of them."""
+    unheld = [path for path in map(home.state, state_ids(home))
+              if os.path.exists(path.manifest) and not holds(path)]  # fmt: skip
+    needed = _needed(home) if unheld else None
+    if needed is None:
+        return
+    for paths in unheld:
+        if paths.id not in needed:
+            collect(home, paths.id)
+
+
+def _needed(home: Home) -> set[str] | None:
+    """Return the states that machines and states name; None if one cannot be read."""
+    try:
+        machines = {read_record(home.vm(name).record).state for name in _machine_directories(home)}
+    except WirtError:
+        return None
+    parents = set()
+    for ident in state_ids(home):
+        try:
+            parents.add(find_state(home, ident).manifest.parent)
+        except NotFound:
+            if ident in machines:  # its maker was killed: what it stands on is not known
+                return None
+        except WirtError:
+            return None
+    return machines | parents
 
 
 def _is_old(path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from wirt.errors import WrongState
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import locked, remove_machine, rename_machine
+from wirt.store.snapshots import let_go, snapshots
 from wirt.store.states import collect
 from wirt.vm import state
 from wirt.vm.context import Context
@@ -28,7 +29,10 @@ def remove(context: Context, name: str, *, force: bool = False) -> None:
             )
         if up:
             stop_locked(context, paths, timeout=0, force=True)
+        kept = snapshots(paths)
         remove_machine(context.home, paths)
+    for snapshot in kept:
+        let_go(context.home, snapshot)
     if record.state:
         collect(context.home, record.state)
 

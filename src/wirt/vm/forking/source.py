@@ -18,7 +18,7 @@ from wirt.qemu.machine import cpu_model
 from wirt.spec.machine import Machine
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.record import Record, Run
-from wirt.store.states import GuestFacts, Manifest, State, hold, process_label, publish
+from wirt.store.states import FrozenDisk, GuestFacts, Manifest, State, hold, process_label, publish
 from wirt.vm.context import Context
 from wirt.vm.forking.disks import freeze_disks, let_family_read, make_overlay, sync_data
 from wirt.vm.forking.guest import look_at_guest
@@ -98,17 +98,7 @@ class Source:
 
     def make_overlays(self, manifest: Manifest) -> tuple[tuple[str, str], ...]:
         """Make an overlay beside each image that was frozen; return names and frozen files."""
-        images = []
-        for disk in manifest.disks:
-            if disk.shared:
-                continue
-            name = os.path.basename(self.machine.disks[disk.index].image)
-            target = beside(self.paths, name)
-            make_overlay(target, disk, self.made)
-            if self.record.uid:
-                os.chown(target, self.record.uid, self.record.uid)
-            images.append((name, os.path.join(self.made.root, disk.file)))
-        return tuple(images)
+        return overlays_beside(self.paths, self.machine, self.made, self.record, manifest.disks)
 
     def publish(self, manifest: Manifest, *, clock: float, pause: float) -> State:
         """Make the state one; its machine stands on it already."""
@@ -117,3 +107,24 @@ class Source:
         manifest = msgspec.structs.replace(manifest, clock=clock, pause=pause)
         hold(State(self.made, manifest), self.label or process_label())
         return publish(self.made, manifest)
+
+
+def overlays_beside(
+    paths: VmPaths,
+    machine: Machine,
+    made: StatePaths,
+    record: Record,
+    disks: tuple[FrozenDisk, ...],
+) -> tuple[tuple[str, str], ...]:
+    """Make an overlay beside each image that was frozen; return names and frozen files."""
+    images = []
+    for disk in disks:
+        if disk.shared:
+            continue
+        name = os.path.basename(machine.disks[disk.index].image)
+        target = beside(paths, name)
+        make_overlay(target, disk, made)
+        if record.uid:
+            os.chown(target, record.uid, record.uid)
+        images.append((name, os.path.join(made.root, disk.file)))
+    return tuple(images)
