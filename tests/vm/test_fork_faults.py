@@ -40,7 +40,6 @@ from wirt.vm.forking.freeze import freeze
 from wirt.vm.forking.spawn import Wish as Birth
 from wirt.vm.forking.spawn import spawn_from
 from wirt.vm.listing import list_machines
-from wirt.vm.monitor import connect
 from wirt.vm.remove import remove
 from wirt.vm.start import start
 from wirt.vm.stop import pause, resume, stop
@@ -84,10 +83,10 @@ def require_running(context, name="src"):
     assert found.status == "running", found
     assert found.record.handover is None
     assert [p.pid for p in processes_with(paths.run_lock)] == [found.record.run.pid]
-    with connect(paths, found.record) as qmp:
-        nodes = qmp.execute("query-named-block-nodes", {"flat": True}, reply=list[dict])
+    fds = f"/proc/{found.record.run.pid}/fd"
     image = os.path.join(paths.disks, "disk0.qcow2")
-    assert image in {node["file"] for node in nodes}
+    opened = [os.stat(os.path.join(fds, fd)) for fd in os.listdir(fds)]
+    assert any(os.path.samestat(os.stat(image), one) for one in opened)
     for known in states.states(context.home):
         for disk in known.manifest.disks:
             assert not os.path.samefile(image, os.path.join(known.paths.root, disk.file))

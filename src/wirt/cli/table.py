@@ -19,6 +19,8 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("fork", "make running copies of a running machine, copy-on-write"),
             ("snapshot", "keep a machine as it is now, with its memory; it goes on"),
             ("snapshots", "list the snapshots of a machine, or remove some"),
+            ("restore", "bring a machine back to a snapshot, or make a new one of it"),
+            ("undo", "bring a machine back to its newest snapshot"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),

@@ -85,6 +85,22 @@ class Making:
         self.paths, self.published = target, True
         return target
 
+    def replace(self) -> VmPaths:
+        """Change places with the machine of that name in one step; both locks stay held.
+
+        Returns where the old one is now: garbage, which is swept once its lock is free.
+        """
+        from wirt.image.exchange import exchange
+
+        old, target = self.paths, self.home.vm(self.name)
+        sync_directory(old.root)
+        try:
+            exchange(old.root, target.root)
+        except OSError as error:
+            raise host_error(error, target.root) from error
+        self.paths, self.published = target, True
+        return old
+
 
 @contextmanager
 def making(home: Home, name: str) -> Iterator[Making]:
@@ -93,9 +109,16 @@ def making(home: Home, name: str) -> Iterator[Making]:
     Raises AlreadyExists. What a failed or killed block leaves unpublished is swept later.
     """
     check_name(name)
-    prepare(home)
     if os.path.exists(home.vm(name).root):
         raise _taken(name)
+    with replacing(home, name) as made:
+        yield made
+
+
+@contextmanager
+def replacing(home: Home, name: str) -> Iterator[Making]:
+    """Do so for a directory that shall take the place of a machine whose lock the caller holds."""
+    prepare(home)
     paths, lock = _new_directory(home)
     made = Making(home, paths, name)
     try:

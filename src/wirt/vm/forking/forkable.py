@@ -174,7 +174,7 @@ def _not_frozen(machine: Machine, record: Record, qmp: QmpClient) -> str:
         return "it is a fork itself"
     if not _has_ignore_shared(qmp):
         return f"this QEMU has no {IGNORE_SHARED}"
-    return _not_handed_over(machine)
+    return not_handed_over(machine)
 
 
 def loses_writes(accelerator: str, capabilities: Capabilities) -> bool:
@@ -197,7 +197,7 @@ def _has_ignore_shared(qmp: QmpClient) -> bool:
     return any(one.capability == IGNORE_SHARED for one in known)
 
 
-def _not_handed_over(machine: Machine) -> str:
+def not_handed_over(machine: Machine) -> str:
     """Return what a second QEMU could not take over while the first still has it."""
     for index, nic in enumerate(machine.nics):
         alone = isinstance(nic.backend, Tap | Network | Switch | Passt)  # a descriptor

@@ -227,7 +227,7 @@ class _HandingOver:
             start_ticks=process.start_ticks,
             argv=tuple(incoming.argv),
             forwards=(),
-            later_forwards=_forwards(self.source.machine),
+            later_forwards=later_forwards(self.source.machine),
         )
         handover = msgspec.structs.replace(handover, next=second, decided=True)
         decided = msgspec.structs.replace(self.record, handover=handover, state=self.source.made.id)
@@ -287,7 +287,8 @@ def without_forwards(machine: Machine) -> Machine:
     return msgspec.structs.replace(machine, nics=nics)
 
 
-def _forwards(machine: Machine) -> tuple[tuple[str, str, tuple[str, int, int]], ...]:
+def later_forwards(machine: Machine) -> tuple[tuple[str, str, tuple[str, int, int]], ...]:
+    """Return what to open once another QEMU has let go of it, as a record has it."""
     return tuple(
         (
             f"{nic_id(nic, index)}-net",

@@ -121,10 +121,10 @@ class Birth:
         self._running = 0.0
         self._session: GuestSession | None = None
         manifest = ground.manifest
-        spec, self._notes = describe(ground, made.name, wish)
-        self._record = _record(context, ground, wish)
+        spec, self._notes = self._describe()
+        self._record = record_of(context, ground, wish)
         self._fill(spec)
-        self._machine = preflight.with_free_ports(spec)
+        self._machine = self._to_start(spec)
         same = wish.same_identity
         self._due = due_identity(manifest.machine, spec, manifest.guest, same=same)
         self._identity = identity_of(self._due, spec)
@@ -137,17 +137,21 @@ class Birth:
         finally:
             self._uplinks.close()
 
+    def _describe(self) -> tuple[Machine, tuple[str, ...]]:
+        return describe(self.ground, self._made.name, self.wish)
+
+    def _to_start(self, spec: Machine) -> Machine:
+        return preflight.with_free_ports(spec)
+
+    def _for_qemu(self) -> Machine:
+        return self._machine if self.wish.reboots else _without_kernel(self._machine)
+
+    def _take_name(self) -> VmPaths:
+        return self._made.publish()
+
     def _fill(self, spec: Machine) -> None:
-        paths, manifest = self._made.paths, self.ground.manifest
-        for disk in manifest.disks:
-            if not disk.shared:
-                make_overlay(os.path.join(paths.root, spec.disks[disk.index].image), disk,
-                             self.ground.state)  # fmt: skip
-        try:
-            if manifest.machine.firmware.type == "uefi":
-                shutil.copyfile(self.ground.state.uefi_variables, paths.uefi_variables)
-        except OSError as error:
-            raise host_error(error, paths.uefi_variables) from error
+        paths = self._made.paths
+        lay_disks(self.ground, paths, spec)
         text = toml.dump(spec, explained=not self.wish.temporary)
         write_file(paths.spec, text.encode(), durable=False)
         summary = summarise(paths, spec)
@@ -161,11 +165,10 @@ class Birth:
         paths, record = self._made.paths, self._record
         write_file(paths.started, msgspec.json.encode(self._machine), durable=False)
         give(paths, record)
-        paths = self._made.publish()
+        paths = self._take_name()
         failpoint("child-published")
         make_runtime(paths, record)
-        machine = self._machine if self.wish.reboots else _without_kernel(self._machine)
-        machine = for_tcg(machine, record, self.ground.manifest.accelerator)
+        machine = for_tcg(self._for_qemu(), record, self.ground.manifest.accelerator)
         lock = take_run_lock(paths.run_lock)
         try:
             return begin_incoming(
@@ -257,6 +260,19 @@ class Birth:
         )
 
 
+def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
+    """Make the overlays of a new machine, and copy the UEFI variables, if it had any yet."""
+    for disk in ground.manifest.disks:
+        if not disk.shared:
+            target = os.path.join(paths.root, spec.disks[disk.index].image)
+            make_overlay(target, disk, ground.state)
+    try:
+        if os.path.exists(ground.state.uefi_variables):
+            shutil.copyfile(ground.state.uefi_variables, paths.uefi_variables)
+    except OSError as error:
+        raise host_error(error, paths.uefi_variables) from error
+
+
 def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str, ...]]:
     """Return the description of a machine made of a state, and what had to be changed."""
     machine, notes = private_copy(ground.manifest.machine)
@@ -283,7 +299,8 @@ def _without_kernel(machine: Machine) -> Machine:
     return msgspec.structs.replace(machine, boot=boot)
 
 
-def _record(context: Context, ground: Ground, wish: Wish) -> Record:
+def record_of(context: Context, ground: Ground, wish: Wish) -> Record:
+    """Return the record of a machine that stands on a state, before it has run."""
     manifest = ground.manifest
     owner = ProcessId.of(os.getpid()) if wish.temporary else None
     uid = choose_uid(context.home)
@@ -293,9 +310,16 @@ def _record(context: Context, ground: Ground, wish: Wish) -> Record:
         image_id=manifest.image_id,
         guest_user=manifest.guest_user,
         uid=uid,
-        group=os.stat(ground.state.devices).st_gid if uid else 0,
+        group=_group(ground) if uid else 0,
         temporary=wish.temporary,
         owner_pid=owner.pid if owner else 0,
         owner_start_ticks=owner.start_ticks if owner else 0,
         state=ground.state.id,
     )
+
+
+def _group(ground: Ground) -> int:
+    """Return the gid that may read the state's files."""
+    files = [ground.state.devices]
+    files += [os.path.join(ground.state.root, disk.file) for disk in ground.manifest.disks]
+    return next((os.stat(file).st_gid for file in files if os.path.exists(file)), 0)

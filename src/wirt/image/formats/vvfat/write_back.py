@@ -9,7 +9,6 @@ killed after it, the new one does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -17,15 +16,13 @@ import stat
 from dataclasses import dataclass
 
 from wirt.errors import CorruptImage, ImageError, UnsupportedImage
+from wirt.image.exchange import exchange
 from wirt.image.formats.vvfat.contents import Contents, Found
 from wirt.image.formats.vvfat.image import VvfatImage
 from wirt.image.formats.vvfat.tree import Node, Tree, scan
 from wirt.image.storage.file import image_error
 
-_EXCHANGE = 2  # RENAME_EXCHANGE of <linux/fs.h>
-_AT_FDCWD = -100
 _COPY = 1 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +197,10 @@ def _dress(old: str, new: str) -> None:
 
 
 def _swap(fresh: str, directory: str) -> None:
-    done = _libc.renameat2(
-        _AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(directory), _EXCHANGE
-    )
-    if done:
-        raise _no_exchange(ctypes.get_errno(), directory)
+    try:
+        exchange(fresh, directory)
+    except OSError as error:
+        raise _no_exchange(error.errno or 0, directory) from error
 
 
 def _no_exchange(number: int, directory: str) -> ImageError:

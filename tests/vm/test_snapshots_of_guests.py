@@ -1,0 +1,42 @@
+"""A guest goes back in time: its memory, its files, its clock, and who it is."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_guest, pytest.mark.xdist_group("warm")]
+
+WHO = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /proc/sys/kernel/hostname"
+
+
+def test_memory_and_disk_go_back_and_the_clock_does_not(guest_cli):
+    def sh(name, script):
+        done = guest_cli("exec", name, "--", "sh", "-c", script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    done = guest_cli("run", "--timeout", "15m", "debian:12", "--name", "box", timeout=1200)
+    assert done.returncode == 0, done.stderr
+    try:
+        sh("box", "echo memory >/dev/shm/word; echo disk >/root/word; sync")
+        who = sh("box", WHO)
+        assert guest_cli("snapshot", "box", "before").returncode == 0
+        sh("box", "echo worse >/dev/shm/word; rm /root/word; hostname other; sync")
+        done = guest_cli("undo", "box", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["unchanged"] == []
+        assert sh("box", "cat /dev/shm/word /root/word") == "memory\ndisk\n"
+        assert sh("box", WHO) == who
+        assert abs(int(sh("box", "date +%s")) - time.time()) < 30
+        first = sh("box", "cat /proc/sys/kernel/random/uuid")
+        assert guest_cli("restore", "box", "before", "--to", "box2").returncode == 0
+        assert sh("box2", "cat /dev/shm/word /root/word; hostname") == "memory\ndisk\nbox2\n"
+        assert sh("box2", "cat /etc/machine-id") not in who
+        assert sh("box2", "cat /proc/sys/kernel/random/uuid") != first
+        assert guest_cli("restore", "box", "replaced").returncode == 0
+        assert sh("box", "cat /dev/shm/word; hostname") == "worse\nother\n"
+    finally:
+        guest_cli("rm", "--force", "box", "box2")
