@@ -181,3 +181,27 @@ def test_lost_memory_is_said(home):
     os.unlink(state.paths.memory)
     with pytest.raises(WrongState, match="restarted"):
         _ = state.memory
+
+
+def test_a_home_with_the_inode_of_one_that_is_gone_keeps_its_memory(home, tmp_path):
+    os.makedirs(home.memory)
+    os.symlink(str(tmp_path / "nowhere"), os.path.join(home.memory, "home"))
+    state = make(home)
+    other = layout.Home(str(tmp_path / "other"), home.runtime_base, home.memory_base)
+    os.mkdir(other.root)
+    states.make_memory_directory(other)
+    assert Path(state.memory).read_bytes() == b"memory"
+
+
+def test_what_an_unpublished_state_may_stand_on_is_kept(home):
+    below = make(home)
+    with new_state(home) as paths:
+        machine = machine_on(home, "one", paths.id)
+        states.sweep_states(home)
+        assert not collect(home, below.id)
+        publish(paths, manifest(parent=below.id))
+    states.sweep_states(home)
+    assert len(states.state_ids(home)) == 2
+    remove_machine(home, machine)
+    states.sweep_states(home)
+    assert states.state_ids(home) == []

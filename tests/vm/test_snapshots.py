@@ -138,7 +138,8 @@ def test_wirt_killed_while_it_makes_a_snapshot(context, up):
     if not up:
         stop(context, "src", force=True)
     for point in points:
-        assert kill_at(context, point, "snapshot", "src", point)[0] == -9, point
+        code, said = kill_at(context, point, "snapshot", "src", point)
+        assert code == -9, (point, said)
         assert state.look(context.home.vm("src")).status == ("running" if up else "stopped")
         assert names(context) == (["snapshot-named"] if point == "snapshot-named" else []), point
         if point == "snapshot-named":

@@ -21,6 +21,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("snapshots", "list the snapshots of a machine, or remove some"),
             ("restore", "bring a machine back to a snapshot, or make a new one of it"),
             ("undo", "bring a machine back to its newest snapshot"),
+            ("tree", "draw who stands on which state, and what each costs"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),

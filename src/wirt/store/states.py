@@ -453,15 +453,21 @@ def make_memory_directory(home: Home) -> str:
     directory = home.memory
     base = os.path.dirname(directory)
     private_directory(base, 0o711)
-    if os.path.isdir(directory):
+    if os.path.exists(os.path.join(directory, "home")) and _is_of_a_home(directory):
         return directory
     private_directory(directory, 0o711)
-    with contextlib.suppress(FileExistsError):
-        os.symlink(home.root, os.path.join(directory, "home"))
+    _link_home(base, directory, home)
     for name in os.listdir(base):
         if not _is_of_a_home(os.path.join(base, name)):
             shutil.rmtree(os.path.join(base, name), ignore_errors=True)
     return directory
+
+
+def _link_home(base: str, directory: str, home: Home) -> None:
+    """Say whose the directory is; a home that is gone may have had the same inode before."""
+    link = os.path.join(base, f".link-{os.urandom(8).hex()}")
+    os.symlink(home.root, link)
+    os.rename(link, os.path.join(directory, "home"))
 
 
 def _is_of_a_home(directory: str) -> bool:

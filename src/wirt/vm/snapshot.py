@@ -11,12 +11,13 @@ from wirt.errors import AlreadyExists, WirtError
 from wirt.host.failpoint import failpoint
 from wirt.store import snapshots as store
 from wirt.store.kept_memory import keep_memory
-from wirt.store.layout import StatePaths, VmPaths
+from wirt.store.layout import VmPaths
 from wirt.store.machines import find, locked, read_spec
 from wirt.store.snapshots import Snapshot
 from wirt.store.states import find_state
 from wirt.vm import state
 from wirt.vm.context import Context
+from wirt.vm.family import blocks, files_below
 from wirt.vm.forking.fork import give_up
 from wirt.vm.forking.freeze import freeze_locked
 from wirt.vm.forking.handover import recover
@@ -83,22 +84,10 @@ def take(context: Context, paths: VmPaths, name: str) -> Taken:
     finally:
         give_up(context, frozen.state)
     store.sweep(context.home)  # one of that name that was there before
-    on_disk = size_on_disk(frozen.state.paths)
+    on_disk = blocks(files_below(frozen.state.paths.root))
     return Taken(
         paths.name, name, made.state, up, frozen.pause, frozen.method, on_disk, frozen.notes
     )
-
-
-def size_on_disk(paths: StatePaths) -> int:
-    """Return the bytes that the files of a state occupy on disk."""
-    total = 0
-    for directory, _, files in os.walk(paths.root):
-        for file in files:
-            try:
-                total += os.lstat(os.path.join(directory, file)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def list_snapshots(context: Context, machine: str) -> list[Row]:
@@ -113,7 +102,9 @@ def list_snapshots(context: Context, machine: str) -> list[Row]:
         except WirtError as error:
             rows.append(Row(name, "", 0.0, memory=False, on_disk=0, note=str(error)))
             continue
-        rows.append(Row(name, one.state, one.created, one.memory, size_on_disk(found.paths)))
+        rows.append(
+            Row(name, one.state, one.created, one.memory, blocks(files_below(found.paths.root)))
+        )
     return sorted(rows, key=lambda row: row.created)
 
 
