@@ -181,3 +181,16 @@ def test_lost_memory_is_said(home):
     os.unlink(state.paths.memory)
     with pytest.raises(WrongState, match="restarted"):
         _ = state.memory
+
+
+def test_a_home_that_got_the_inode_of_a_deleted_one_keeps_its_memory(home, tmp_path):
+    directory = states.make_memory_directory(home)
+    os.unlink(os.path.join(directory, "home"))
+    os.symlink(tmp_path / "deleted", os.path.join(directory, "home"))
+    states.make_memory_directory(home)
+    write_file(os.path.join(directory, "vm-1.mem"), b"memory")
+    other = layout.Home(str(tmp_path / "other"), str(tmp_path / "run"), home.memory_base)
+    prepare(other)
+    states.make_memory_directory(other)
+    assert Path(directory, "vm-1.mem").read_bytes() == b"memory"
+    assert os.readlink(os.path.join(directory, "home")) == home.root

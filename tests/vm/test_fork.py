@@ -148,7 +148,8 @@ def test_a_command_and_a_connection_live_through_a_fork(source):
         assert "a command runs in it" in " ".join(result.notes) or "a fork" in result.notes[0]
         job.join(60)
         assert said == ["still here\n"]
-        assert counter(source) == list(range(1, len(counter(source)) + 1))
+        seen = counter(source)
+        assert seen == list(range(1, len(seen) + 1))
     finally:
         Vm("beside", source.context).remove(force=True)
 

@@ -394,7 +394,8 @@ def _is_old(path: str) -> bool:
 
 def _sweep_memory(home: Home) -> None:
     try:
-        files = [name for name in os.listdir(home.memory or "/nonexistent") if name != "home"]
+        names = os.listdir(home.memory or "/nonexistent")
+        files = [name for name in names if not name.startswith("home")]
     except FileNotFoundError:
         return
     if not files:
@@ -413,15 +414,26 @@ def make_memory_directory(home: Home) -> str:
     directory = home.memory
     base = os.path.dirname(directory)
     private_directory(base, 0o711)
-    if os.path.isdir(directory):
-        return directory
+    known = os.path.isdir(directory)
     private_directory(directory, 0o711)
-    with contextlib.suppress(FileExistsError):
-        os.symlink(home.root, os.path.join(directory, "home"))
+    _name_home(home, directory)
+    if known:
+        return directory
     for name in os.listdir(base):
         if not _is_of_a_home(os.path.join(base, name)):
             shutil.rmtree(os.path.join(base, name), ignore_errors=True)
     return directory
+
+
+def _name_home(home: Home, directory: str) -> None:
+    """Let the link in ``directory`` lead to the home: a deleted one may have had its inode."""
+    link = os.path.join(directory, "home")
+    with contextlib.suppress(OSError):
+        if os.readlink(link) == home.root:
+            return
+    fresh = f"{link}.{os.getpid()}"
+    os.symlink(home.root, fresh)
+    os.rename(fresh, link)
 
 
 def _is_of_a_home(directory: str) -> bool:
