@@ -33,6 +33,7 @@ from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error, sync_directory, write_file
 from wirt.store.layout import Home, StatePaths, private_directory
 from wirt.store.record import read_record
+from wirt.typed_json import decode
 
 VERSION = 1
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -135,9 +136,6 @@ class State(msgspec.Struct, frozen=True):
         )
 
 
-_decoder = msgspec.json.Decoder(Manifest)
-
-
 @contextmanager
 def new_state(home: Home) -> Iterator[StatePaths]:
     """Yield a directory to fill; it is a state when ``publish`` was called in the block.
@@ -186,7 +184,7 @@ def find_state(home: Home, ident: str) -> State:
     except OSError as error:
         raise host_error(error, paths.manifest) from error
     try:
-        manifest = _decoder.decode(data)
+        manifest = decode(data, Manifest)
     except msgspec.MsgspecError as error:
         raise HostError(f"{paths.manifest} is damaged, or of another wirt: {error}") from error
     if manifest.version > VERSION:
