@@ -238,7 +238,7 @@ def send(shell: tiny.Shell, address: str) -> None:
 
 def to_guest(sender: tiny.Shell, receiver: tiny.Shell, address: str) -> Sample:
     """Send ``MIB`` to the other guest; seconds as the sender sees them."""
-    receiver(f"nc -l -p {PORT} > /dev/null 2>&1 & sleep 0.3")
+    receiver(f"nc -l -p {PORT} < /dev/null > /dev/null 2>&1 & sleep 0.3")
     begun = time.perf_counter()
     send(sender, address)
     return Sample(time.perf_counter() - begun, 0)

@@ -114,6 +114,10 @@ class Shell:
         assert not check or code == 0, f"{command}: {code}\n{text}"
         return text.replace("\r", "")
 
+    def type(self, line: bytes) -> None:
+        """Type a line that keeps the shell busy: what it prints is for others to read."""
+        self._socket.sendall(line)
+
     def _read_until(self, pattern: bytes) -> str:
         deadline = time.monotonic() + SECONDS
         while not (match := re.search(pattern, self._text)):

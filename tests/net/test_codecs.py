@@ -17,6 +17,7 @@ from wirt.net.pcap import Frame, PcapDecoder, pack_frame, pack_header
 from wirt.net.switch import PortVlan, parse_addresses, parse_ports, parse_vlans
 from wirt.spec.backend_text import format_backend, parse_backend
 from wirt.spec.nic import Passt, Socket, Switch, Tap, User, Vde
+from wirt.vm.network.capture import header_length
 
 quick = settings(deadline=None, max_examples=200)
 
@@ -108,6 +109,12 @@ def test_frames_are_told_as_people_do():
     assert summary(tagged).startswith("vlan 7 10.0.0.1:40000")
     arp = bytes.fromhex("00010800060400015254000000010a0000010000000000000a000002")
     assert summary(macs + b"\x08\x06" + arp) == "ARP who has 10.0.0.2? tell 10.0.0.1"
+
+
+def test_the_header_of_virtio_is_told_from_a_frame():
+    frame = bytes.fromhex("525400000002525400000001") + b"\x08\x00" + bytes(46)
+    assert header_length(frame) == 0
+    assert header_length(bytes(10) + b"\1\0" + frame) == 12
 
 
 @pytest.mark.parametrize(

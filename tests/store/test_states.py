@@ -183,14 +183,17 @@ def test_lost_memory_is_said(home):
         _ = state.memory
 
 
-def test_a_home_with_the_inode_of_one_that_is_gone_keeps_its_memory(home, tmp_path):
-    os.makedirs(home.memory)
-    os.symlink(str(tmp_path / "nowhere"), os.path.join(home.memory, "home"))
-    state = make(home)
-    other = layout.Home(str(tmp_path / "other"), home.runtime_base, home.memory_base)
-    os.mkdir(other.root)
+def test_a_home_that_got_the_inode_of_a_deleted_one_keeps_its_memory(home, tmp_path):
+    directory = states.make_memory_directory(home)
+    os.unlink(os.path.join(directory, "home"))
+    os.symlink(tmp_path / "deleted", os.path.join(directory, "home"))
+    states.make_memory_directory(home)
+    write_file(os.path.join(directory, "vm-1.mem"), b"memory")
+    other = layout.Home(str(tmp_path / "other"), str(tmp_path / "run"), home.memory_base)
+    prepare(other)
     states.make_memory_directory(other)
-    assert Path(state.memory).read_bytes() == b"memory"
+    assert Path(directory, "vm-1.mem").read_bytes() == b"memory"
+    assert os.readlink(os.path.join(directory, "home")) == home.root
 
 
 def test_what_an_unpublished_state_may_stand_on_is_kept(home):

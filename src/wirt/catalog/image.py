@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from wirt.errors import CorruptImage, UsageError
+from wirt.typed_json import decode
 
 RECORD_VERSION = 1
 # What an emulated processor gains nothing by: mitigations of hardware's faults, and clearing
@@ -69,7 +70,7 @@ class GuestImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def parse(cls, data: bytes, *, path: str = "") -> GuestImage:
         """Return the record in ``data``; raises CorruptImage for anything else."""
         try:
-            image = msgspec.json.decode(data, type=cls)
+            image = decode(data, cls)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise CorruptImage(f"not an image record: {error}", path=path) from error
         if image.version != RECORD_VERSION:

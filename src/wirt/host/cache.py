@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
+from wirt.typed_json import decode
+
 T = TypeVar("T")
 
 _LARGEST = 4 << 20
@@ -17,7 +19,7 @@ def read(path: str, kind: type[T]) -> T | None:
     """Return what was kept, or None if it is absent or damaged."""
     try:
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(_LARGEST), type=kind)
+            return decode(file.read(_LARGEST), kind)
     except (OSError, msgspec.MsgspecError):
         return None
 

@@ -9,6 +9,7 @@ import msgspec
 
 from wirt.errors import HostError, NotFound, UsageError
 from wirt.net.place import HERE, Place, stable_mac
+from wirt.typed_json import decode
 
 
 def require_bridge(place: Place, name: str) -> None:
@@ -88,10 +89,8 @@ def free_address(taken: set[ipaddress.IPv4Network]) -> str:
 
 
 def _networks_here() -> set[ipaddress.IPv4Network]:
-    interfaces = msgspec.json.decode(
-        HERE.ip("-json", "-4", "address").stdout or b"[]", type=list[_Interface]
-    )
-    routes = msgspec.json.decode(HERE.ip("-json", "-4", "route").stdout or b"[]", type=list[_Route])
+    interfaces = decode(HERE.ip("-json", "-4", "address").stdout or b"[]", list[_Interface])
+    routes = decode(HERE.ip("-json", "-4", "route").stdout or b"[]", list[_Route])
     found = {
         ipaddress.IPv4Interface(f"{info.local}/{info.prefixlen}").network
         for interface in interfaces

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from wirt import typed_json
 from wirt.errors import ProtocolError
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def decode(data: bytes | msgspec.Raw, kind: type[T], what: str) -> T:
     Deep nesting, broken UTF-8 and numbers beyond 64 bits are refused like any garbage.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return typed_json.decode(data, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         shown = bytes(data)[:_SHOWN]
         raise ProtocolError(f"{what} is not what it should be: {error} (in {shown!r})") from None

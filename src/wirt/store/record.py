@@ -15,6 +15,7 @@ from wirt.errors import HostError
 from wirt.host.process_id import ProcessId
 from wirt.spec.nic import Nic
 from wirt.store.atomic import host_error, write_file
+from wirt.typed_json import decode
 
 VERSION = 1
 _MAX_BYTES = 4 << 20
@@ -143,9 +144,6 @@ class Record(msgspec.Struct, frozen=True):
     """Set for a fork that was made paused, until it runs."""
 
 
-_decoder = msgspec.json.Decoder(Record)
-
-
 def read_record(path: str) -> Record:
     """Return the record. A missing one is empty; a foreign one raises HostError."""
     try:
@@ -155,7 +153,7 @@ def read_record(path: str) -> Record:
     except OSError as error:
         raise host_error(error, path) from error
     try:
-        record = _decoder.decode(data)
+        record = decode(data, Record)
     except msgspec.MsgspecError as error:
         raise HostError(
             f"{path} is damaged: {error}",

@@ -33,6 +33,7 @@ from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error, sync_directory, write_file
 from wirt.store.layout import Home, StatePaths, private_directory
 from wirt.store.record import read_record
+from wirt.typed_json import decode
 
 VERSION = 1
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -136,9 +137,6 @@ class State(msgspec.Struct, frozen=True):
         )
 
 
-_decoder = msgspec.json.Decoder(Manifest)
-
-
 @contextmanager
 def new_state(home: Home) -> Iterator[StatePaths]:
     """Yield a directory to fill; it is a state when ``publish`` was called in the block.
@@ -187,7 +185,7 @@ def find_state(home: Home, ident: str) -> State:
     except OSError as error:
         raise host_error(error, paths.manifest) from error
     try:
-        manifest = _decoder.decode(data)
+        manifest = decode(data, Manifest)
     except msgspec.MsgspecError as error:
         raise HostError(f"{paths.manifest} is damaged, or of another wirt: {error}") from error
     if manifest.version > VERSION:
@@ -434,7 +432,8 @@ def _is_old(path: str) -> bool:
 
 def _sweep_memory(home: Home) -> None:
     try:
-        files = [name for name in os.listdir(home.memory or "/nonexistent") if name != "home"]
+        names = os.listdir(home.memory or "/nonexistent")
+        files = [name for name in names if not name.startswith("home")]
     except FileNotFoundError:
         return
     if not files:
@@ -453,21 +452,26 @@ def make_memory_directory(home: Home) -> str:
     directory = home.memory
     base = os.path.dirname(directory)
     private_directory(base, 0o711)
-    if os.path.exists(os.path.join(directory, "home")) and _is_of_a_home(directory):
-        return directory
+    known = os.path.isdir(directory)
     private_directory(directory, 0o711)
-    _link_home(base, directory, home)
+    _name_home(home, directory)
+    if known:
+        return directory
     for name in os.listdir(base):
         if not _is_of_a_home(os.path.join(base, name)):
             shutil.rmtree(os.path.join(base, name), ignore_errors=True)
     return directory
 
 
-def _link_home(base: str, directory: str, home: Home) -> None:
-    """Say whose the directory is; a home that is gone may have had the same inode before."""
-    link = os.path.join(base, f".link-{os.urandom(8).hex()}")
-    os.symlink(home.root, link)
-    os.rename(link, os.path.join(directory, "home"))
+def _name_home(home: Home, directory: str) -> None:
+    """Let the link in ``directory`` lead to the home: a deleted one may have had its inode."""
+    link = os.path.join(directory, "home")
+    with contextlib.suppress(OSError):
+        if os.readlink(link) == home.root:
+            return
+    fresh = f"{link}.{os.getpid()}"
+    os.symlink(home.root, fresh)
+    os.rename(fresh, link)
 
 
 def _is_of_a_home(directory: str) -> bool:

@@ -18,6 +18,7 @@ from wirt.store.atomic import write_file
 from wirt.store.layout import Home, private_directory
 from wirt.store.locks import try_lock
 from wirt.store.states import State, collect, find_state, hold, holds, release, state_ids
+from wirt.typed_json import decode
 
 VERSION = 1
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -64,7 +65,7 @@ def read_template(home: Home, fingerprint: str) -> Template:
     path = home.template(matching[0])
     try:
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=Template)
+            return decode(file.read(_MAX_BYTES), Template)
     except FileNotFoundError:
         raise NotFound(f"there is no template {fingerprint}", hint="wirt template ls") from None
     except msgspec.MsgspecError as error:

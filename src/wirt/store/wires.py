@@ -21,6 +21,7 @@ from wirt.spec.setting import NAME_PATTERN
 from wirt.store.atomic import host_error, sync_directory, write_file
 from wirt.store.layout import Home, NetworkKind, NetworkPaths, private_directory
 from wirt.store.locks import command_lock, try_lock
+from wirt.typed_json import decode
 
 VERSION = 1
 _NAME = re.compile(NAME_PATTERN)
@@ -241,7 +242,7 @@ def read(paths: NetworkPaths, record: type[R]) -> R:
     """Return the record of a wire. Raises NotFound, HostError for one that is damaged."""
     try:
         with open(paths.record, "rb") as file:
-            found = msgspec.json.decode(file.read(_MAX_BYTES), type=record)
+            found = decode(file.read(_MAX_BYTES), record)
     except FileNotFoundError:
         raise NotFound(
             f"there is no {paths.kind} {paths.name!r}", hint=_VERBS[paths.kind]

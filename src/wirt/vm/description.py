@@ -12,6 +12,7 @@ from wirt.spec.machine import Machine
 from wirt.store.layout import VmPaths
 from wirt.store.machines import read_spec
 from wirt.store.record import Summary
+from wirt.typed_json import decode
 
 
 def load_spec(paths: VmPaths) -> Machine:
@@ -27,7 +28,7 @@ def load_started(paths: VmPaths) -> Machine:
     """
     try:
         with open(paths.started, "rb") as file:
-            return msgspec.json.decode(file.read(1 << 20), type=Machine)
+            return decode(file.read(1 << 20), Machine)
     except (OSError, msgspec.MsgspecError) as error:
         raise WrongState(
             f"it is not known what {paths.name} was started with",

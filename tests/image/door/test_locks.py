@@ -201,8 +201,8 @@ def test_an_image_that_qemu_nbd_serves_is_in_use(chain):
         ["qemu-nbd", "-t", "-k", str(chain / "socket"), "-f", "qcow2", "top.qcow2"]
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (chain / "socket").exists():
+        deadline = time.monotonic() + 300
+        while not ((chain / "socket").exists() and _is_written("top.qcow2")):
             assert time.monotonic() < deadline
             assert server.poll() is None
             time.sleep(0.05)
@@ -212,3 +212,8 @@ def test_an_image_that_qemu_nbd_serves_is_in_use(chain):
     finally:
         server.kill()
         server.wait()
+
+
+def _is_written(path):
+    with open(path, "rb") as file:
+        return is_written(file.fileno())

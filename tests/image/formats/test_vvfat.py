@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import sys
 from contextlib import suppress
 from itertools import pairwise
 
@@ -285,3 +286,32 @@ def test_writing_needs_rw(directory):
         open_image(f"fat:{directory}", writable=True)
     with pytest.raises(ImageIoError, match="no such directory"):
         open_image("fat:/nonexistent/x")
+
+
+def start_serving(directory, socket, *words):
+    server = subprocess.Popen(
+        [sys.executable, "-m", "wirt", "img", "serve", "--unix", socket, *words,
+         f"fat:32:rw:{directory}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "nbd+unix" in server.stdout.readline()
+    return server
+
+
+@pytest.mark.needs_tool("nbdcopy")
+def test_a_served_directory_gets_its_changes_back_when_asked(directory, tmp_path):
+    """A client takes the disk, mtools change it, it is copied back: as a guest would write."""
+    for words in ((), ("--write-back",)):
+        server = start_serving(directory, tmp_path / "s", *words, "--persistent")
+        uri = f"nbd+unix:///?socket={tmp_path}/s"
+        copy = tmp_path / "copy"
+        subprocess.run(["nbdcopy", uri, copy], check=True, timeout=120)
+        command = ["mdel", "-i", f"{copy}@@32256", "::README.TXT"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(["nbdcopy", copy, uri], check=True, timeout=120)
+        server.terminate()
+        said, warned = server.communicate(timeout=60)
+        assert server.returncode == 0, warned
+        assert (directory / "README.TXT").exists() == (not words)
+        assert said.splitlines() == (["gone: README.TXT"] if words else [])
+        assert ("forgotten" in warned) == (not words)

@@ -17,6 +17,7 @@ from wirt.host.confine import device_group, group_name
 from wirt.host.cpu import Cpu, host_cpu
 from wirt.host.kernel import read_line
 from wirt.host.process import detach, spawn
+from wirt.typed_json import decode
 
 DEVICE = "/dev/kvm"
 _TRIAL_SECONDS = 5.0
@@ -141,7 +142,7 @@ def judge(output: bytes) -> Verdict:
 
     lines = output.split(b"\n")[:-1]
     try:
-        last = msgspec.json.decode(lines[-1], type=_Answer) if lines else _Answer(0, "", done=False)
+        last = decode(lines[-1], _Answer) if lines else _Answer(0, "", done=False)
     except msgspec.MsgspecError:
         return _unusable("no-answer", "the trial of KVM answered nonsense", _REPORT)
     failed = STEPS[last.step + 1] if 0 <= last.step < len(STEPS) - 1 else ""

@@ -60,8 +60,13 @@ class Faults:
         )
 
 
-def find_faults(uses: Iterable[Use], size: int, unit: int, *, align: int = 1) -> Faults:
-    """Look at everything in a file of ``size`` bytes whose blocks are ``unit`` bytes long."""
+def find_faults(
+    uses: Iterable[Use], size: int, unit: int, *, align: int = 1, first_block: int = 0
+) -> Faults:
+    """Look at everything in a file of ``size`` bytes whose blocks are ``unit`` bytes long.
+
+    What lies before ``first_block`` is metadata, whether it is named or not.
+    """
     faults = Faults()
     inside, last = [], 0
     for use in uses:
@@ -81,10 +86,11 @@ def find_faults(uses: Iterable[Use], size: int, unit: int, *, align: int = 1) ->
         if before is not None and use.offset < before.end:
             _note_shared(faults, before, use)
         else:
-            faults.leaks += (use.offset - faults.end) // unit if before is not None else 0
+            gap = use.offset - max(faults.end, first_block)
+            faults.leaks += max(0, gap) // unit if before is not None else 0
         if use.end > faults.end:
             faults.end, before = use.end, use
-    faults.leaks += max(0, size - faults.end) // unit
+    faults.leaks += max(0, size - max(faults.end, first_block)) // unit
     return faults
 
 

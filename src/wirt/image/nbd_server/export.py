@@ -51,7 +51,7 @@ class Export:
     ) -> None:
         self.name = name
         self.description = description
-        self._image = image
+        self.image = image
         self._writable = None if read_only else _require_writable(image)
         self._is_raw = isinstance(image, RawImage)
         self._access = Access()
@@ -63,7 +63,7 @@ class Export:
         return self._writable is None
 
     def size(self) -> int:
-        return self._image.virtual_size
+        return self.image.virtual_size
 
     def flags(self) -> int:
         if self.read_only:
@@ -84,11 +84,11 @@ class Export:
 
         None where they lie nowhere, in pieces, or where a writer could move them meanwhile.
         """
-        storage, start = self._image.storage, offset
+        storage, start = self.image.storage, offset
         if not self._is_raw:
             if not self.read_only or not length:
                 return None
-            extent = next(iter(chain_extents(self._image, offset, length)))
+            extent = next(iter(chain_extents(self.image, offset, length)))
             if extent.kind is not ExtentKind.DATA or extent.length < length:
                 return None
             if extent.storage is None or extent.storage_offset is None:
@@ -100,7 +100,7 @@ class Export:
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill ``view``. Raises ImageError."""
         with self._shared():
-            self._image.pread_into(offset, view)
+            self.image.pread_into(offset, view)
 
     def cache(self, offset: int, length: int) -> None:
         """Read ahead for whoever reads next."""
@@ -121,7 +121,7 @@ class Export:
         if context in self._dirty:
             return self._dirty[context].runs(offset, length, most)
         with self._shared():
-            return _allocation(self._image, offset, length, most)
+            return _allocation(self.image, offset, length, most)
 
     # Writing
 
@@ -152,7 +152,7 @@ class Export:
                 self._writable.flush()
 
     def close(self) -> None:
-        self._image.close()
+        self.image.close()
 
 
 def _require_writable(image: Image) -> WritableImage:

@@ -7,7 +7,7 @@ the rest is the device state.
 
 It needs nothing of the machine but that QEMU can migrate it: forks are forked like this, and
 machines that were started without forkable memory. A machine with a balloon cannot share (see
-ADR 0004): its forks load the whole stream.
+ADR 0005): its forks load the whole stream.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from wirt.store import wires
 from wirt.store.layout import NetworkPaths
 from wirt.store.locks import run_lock_is_held
 from wirt.store.wires import CableRecord, Shape, SwitchRecord
+from wirt.typed_json import decode
 from wirt.vm.context import Context
 from wirt.vm.network import switches
 from wirt.vm.network.processes import end_all, recorded, tag
@@ -149,7 +150,7 @@ def cable_facts(context: Context, name: str) -> CableFacts:
 def _read_status(paths: NetworkPaths) -> _Status:
     try:
         with open(paths.file("status"), "rb") as file:
-            return msgspec.json.decode(file.read(_STATUS_BYTES), type=_Status)
+            return decode(file.read(_STATUS_BYTES), _Status)
     except (OSError, msgspec.MsgspecError):
         return _Status("up")
 

@@ -92,8 +92,9 @@ def capture_card(context: Context, name: str, card: str = "") -> Iterator[Captur
         }
         with connect(paths, record) as qmp:
             qmp.execute("object-add", options)
+        source = _from_tap_pipe if _has_headers(wire) else _from_pipe
         try:
-            with _reading(fd, _from_pipe) as capture:
+            with _reading(fd, source) as capture:
                 yield capture
         finally:
             with contextlib.suppress(WirtError), connect(paths, record) as qmp:
@@ -145,6 +146,28 @@ def _from_pipe(fd: int, capture: Capture, stop: threading.Event) -> None:
         begun = True
         for frame in decoder.feed(data):
             capture.offer(frame)
+
+
+def _has_headers(wire: Wire) -> bool:
+    """True if the frames of a card may have virtio's header in front (QEMU 7.2 records it)."""
+    return wire.hub is None and wire.nic.model == "virtio"
+
+
+def _from_tap_pipe(fd: int, capture: Capture, stop: threading.Event) -> None:
+    plain = capture.offer
+
+    def offer(frame: Frame) -> None:
+        cut = header_length(frame.data)
+        plain(Frame(frame.time, frame.data[cut:], frame.length - cut))
+
+    capture.offer = offer  # type: ignore[method-assign]
+    _from_pipe(fd, capture, stop)
+
+
+def header_length(data: bytes) -> int:
+    """Return the length of virtio's header (flags, GSO type … number of buffers), or 0."""
+    plausible = len(data) > 26 and data[0] <= 7 and data[1] & 0x7F <= 5
+    return 12 if plausible and data[10:12] in {b"\0\0", b"\1\0"} else 0
 
 
 def _from_socket(fd: int, capture: Capture, stop: threading.Event) -> None:

@@ -33,6 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="name of the export; once for each image (one image: empty, several: file names)",
     )  # fmt: skip
     parser.add_argument("-r", "--read-only", action="store_true", help="clients cannot write")
+    parser.add_argument(
+        "--write-back", action="store_true",
+        help="fat:rw:DIRECTORY: at the end, bring what clients changed into the directory",
+    )  # fmt: skip
     parser.add_argument("--snapshot", metavar="NAME", help="serve this snapshot, read-only")
     parser.add_argument(
         "--bitmap", action="append", default=[], metavar="NAME",
@@ -55,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     declare(
         parser,
         "wirt img serve --unix /tmp/disk.sock old.vmdk",
+        "wirt img serve --unix /tmp/disk.sock --write-back fat:rw:./share",
         "wirt img serve --tcp 10.0.0.1 --tls-x509 /etc/pki/nbd -r -t a.qcow2 b.vhdx",
         many=True,
     )
@@ -77,7 +82,26 @@ def run(args: argparse.Namespace) -> int:
         with _ended_by_signals(server):
             _announce(args, listening, exports, secure=tls is not None)
             server.run()
+        for export in exports:
+            _end_directory(export.image, write_back=args.write_back)
     return 0
+
+
+def _end_directory(image: Image, *, write_back: bool) -> None:
+    """Bring what clients wrote into a directory back, or say that it is forgotten."""
+    if image.format_name != "vvfat":
+        return
+    from wirt.image.formats.vvfat import VvfatImage, apply_changes
+
+    if not isinstance(image, VvfatImage) or not image.changed:
+        return
+    if not write_back:
+        warn(f"{image.tree.directory}: what clients wrote is forgotten (--write-back keeps it)")
+        return
+    made = apply_changes(image)
+    for word, paths in (("added", made.added), ("changed", made.modified), ("gone", made.removed)):
+        for path in paths:
+            print(printable(f"{word}: {path}"))
 
 
 @contextmanager

@@ -285,7 +285,8 @@ class VmdkImage(ResizableTable, OverlayTable):
                 continue
             size = part.sparse.storage.size()
             uses = part.sparse.uses(part.start // self.block_size)
-            faults = find_faults(uses, size, self.block_size)
+            overhead = part.sparse.header.overhead * SECTOR
+            faults = find_faults(uses, size, self.block_size, first_block=overhead)
             found.beyond += faults.beyond
             found.shared += faults.shared
             found.leaks += 0 if part.sparse.compressed else faults.leaks
