@@ -98,7 +98,10 @@ def _unknown(verb: str) -> UsageError:
     import difflib
 
     family = verb.split(" ", maxsplit=1)[0] if " " in verb else ""
-    known = verbs() if family else {**first_words(), **verbs()}
+    if family:
+        known = [known_verb for known_verb in verbs() if known_verb.startswith(f"{family} ")]
+    else:
+        known = [*first_words(), *verbs()]
     near = difflib.get_close_matches(verb, known, n=1)
     return UsageError(
         f"there is no verb {verb[:40]!r}",

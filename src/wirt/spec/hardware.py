@@ -118,13 +118,14 @@ class Actions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     shutdown: Annotated[Literal["poweroff", "pause"], setting("The guest powers off")] = "poweroff"
 
 
+VCPUS_PATTERN = r"^(\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*)?$"
+
+
 class NumaNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A part of the memory, and the vcpus that are near it."""
 
     memory: Annotated[int, size("Memory of the node", default_unit="M", ge=1 << 20)]
-    vcpus: Annotated[
-        str, text("Numbers of the vcpus: 0-3,8", pattern=r"^(\d{1,4}(-\d{1,4})?(,(?=\d))?)*$")
-    ] = ""
+    vcpus: Annotated[str, text("Numbers of the vcpus: 0-3,8", pattern=VCPUS_PATTERN)] = ""
 
 
 SoundCard = Literal[

@@ -378,7 +378,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(disk, tmp_path):
     path, _ = disk
     target = tmp_path / "target"
     for name, settings, error in (
-        ("cloop", {}, UnsupportedImage),
+        ("dmg", {}, UnsupportedImage),
         ("raw", {"compressed": True}, UnsupportedImage),
         ("nonsense", {}, UsageError),
         ("qcow2", {"options": {"nonsense": "1"}}, UsageError),
