@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from wirt.catalog.catalog import Catalog
 from wirt.catalog.recipe import Recipe
 from wirt.errors import MissingDependency
 from wirt.host.process import find_program
+
+# Who is started in the background ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is slow: time is for the benchmarks to judge.
 hypothesis.settings.register_profile("wirt", deadline=None)

@@ -473,6 +473,8 @@ def test_ctrl_c_at_any_moment_leaves_nothing(context, cli):
         time.sleep(0.15 + rng.random() * 0.4)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1].decode()
+        if "init_import_site" in error:
+            continue  # Python was still starting: nothing of wirt had run
         assert process.returncode in {0, 4, 5, 130, -signal.SIGINT}, (seed, error)
         assert "Traceback" not in error or process.returncode == -signal.SIGINT, (seed, error)
     assert [name for name in os.listdir(context.home.vms) if name.startswith(".")] == []
