@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from wirt.errors import WrongState
+from wirt.errors import HostError, WrongState
+from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import locked, remove_machine, rename_machine
+from wirt.store.record import Record
 from wirt.store.snapshots import let_go, snapshots
 from wirt.store.states import collect
 from wirt.vm import state
@@ -19,7 +21,7 @@ def remove(context: Context, name: str, *, force: bool = False) -> None:
     Images that were the user's own stay. Raises NotFound, WrongState.
     """
     with locked(context.home, name, waiting=context.say) as paths:
-        record = recover(context, paths)
+        record = _record(context, paths, force=force)
         if record.unborn:
             return
         up = run_lock_is_held(paths.run_lock)
@@ -35,6 +37,16 @@ def remove(context: Context, name: str, *, force: bool = False) -> None:
         let_go(context.home, snapshot)
     if record.state:
         collect(context.home, record.state)
+
+
+def _record(context: Context, paths: VmPaths, *, force: bool) -> Record:
+    """Return the record; a damaged one keeps no machine that is down from being removed."""
+    try:
+        return recover(context, paths)
+    except HostError:
+        if force and not run_lock_is_held(paths.run_lock):
+            return Record()
+        raise
 
 
 def rename(context: Context, old: str, new: str) -> None:
