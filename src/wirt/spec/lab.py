@@ -42,9 +42,8 @@ from wirt.spec.nic import Network, Nic, Switch
 from wirt.spec.setting import number, setting, size, text
 
 USER = "user"
-_LAB_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,23}$"
-_PART_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,23}$"
-"""No dot: it joins the lab's name and the part's."""
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,23}$"
+"""Of a lab or a part of one. No dot: it joins the two."""
 
 
 class LabSwitch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -156,7 +155,7 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def read(self, tree: Mapping[str, Any]) -> Lab:
-        if not _matches(_LAB_NAME, self.name):
+        if not _matches(_NAME, self.name):
             self._refuse(("name",), f"{self.name[:40]!r} cannot be a lab's name")
         for key in set(tree) - {"name", "switches", "networks", "cables", "machines"}:
             self._refuse((key,), "is not a part of a lab", "switches, networks, cables, machines")
@@ -185,7 +184,7 @@ class _Reader:
             self._refuse((kind,), "a table of tables is expected here")
             return
         for name, content in members.items():
-            if not _matches(_PART_NAME, name):
+            if not _matches(_NAME, name):
                 self._refuse((kind, name), "is no name: letters, digits, dash and underscore")
             elif not isinstance(content, dict):
                 self._refuse((kind, name), "a table is expected here")

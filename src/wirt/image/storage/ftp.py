@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from wirt.errors import ImageAccessDenied, ImageError, ImageIoError, UnsupportedImage, UsageError
 from wirt.image.storage.read_ahead import ReadAhead
-from wirt.image.storage.retries import PAUSE, Passing, with_retries
+from wirt.image.storage.retries import PAUSE, Passing, untrusted, with_retries
 from wirt.image.storage.url import Url, parse_url
 
 _PORTS = {"ftp": 21, "ftps": 0}
@@ -154,11 +154,7 @@ class FtpStorage(ReadAhead):
     def _explained(self, error: Exception) -> ImageError | Passing:
         words = "".join(char if char.isprintable() else " " for char in str(error))[:200]
         if isinstance(error, ssl.SSLCertVerificationError):
-            return ImageAccessDenied(
-                f"the server's certificate is not trusted: {error.verify_message}",
-                path=self.name,
-                hint="apt install ca-certificates, or set SSL_CERT_FILE to the CA's file",
-            )
+            return untrusted(error, self.name)
         if isinstance(error, ftplib.error_perm):
             if words.startswith("530"):
                 hint = "give user and password in the address: ftp://USER:PASSWORD@HOST/…"

@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 
 from wirt.errors import ImageAccessDenied, ImageError, ImageIoError, UnsupportedImage
 from wirt.image.storage.read_ahead import ReadAhead
-from wirt.image.storage.retries import PAUSE, Passing, with_retries
+from wirt.image.storage.retries import PAUSE, Passing, untrusted, with_retries
 from wirt.image.storage.url import Url, parse_url
 
 _PORTS = {"http": 80, "https": 443}
@@ -70,11 +70,7 @@ class HttpStorage(ReadAhead):
             raise
         except ssl.SSLCertVerificationError as error:
             self.close()
-            raise ImageAccessDenied(
-                f"the server's certificate is not trusted: {error.verify_message}",
-                path=self.name,
-                hint="apt install ca-certificates, or set SSL_CERT_FILE to the CA's file",
-            ) from error
+            raise untrusted(error, self.name) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Passing(str(error) or type(error).__name__) from error

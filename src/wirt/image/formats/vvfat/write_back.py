@@ -20,6 +20,7 @@ from wirt.image.exchange import exchange
 from wirt.image.formats.vvfat.contents import Contents, Found
 from wirt.image.formats.vvfat.image import VvfatImage
 from wirt.image.formats.vvfat.tree import Node, Tree, scan
+from wirt.image.replacement import sync_directory
 from wirt.image.storage.file import image_error
 
 _COPY = 1 << 20
@@ -129,7 +130,7 @@ def _exchange(image: VvfatImage, found: list[Found]) -> None:
             _swap(fresh, directory)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)  # the old directory, or what was begun
-        _sync_directory(above)
+        sync_directory(above)
     except OSError as error:
         raise image_error(error, directory) from error
 
@@ -178,9 +179,9 @@ def _dress_directories(directory: str, fresh: str, found: list[Found]) -> None:
             path = os.path.join(fresh, one.path)
             _dress(os.path.join(directory, one.path), path)
             os.utime(path, (one.modified, one.modified))
-            _sync_directory(path)
+            sync_directory(path)
     _dress(directory, fresh)
-    _sync_directory(fresh)
+    sync_directory(fresh)
 
 
 def _dress(old: str, new: str) -> None:
@@ -209,11 +210,3 @@ def _no_exchange(number: int, directory: str) -> ImageError:
         path=directory,
         hint="use a directory inside a file system (ext4, XFS, Btrfs, tmpfs), not its top",
     )
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
