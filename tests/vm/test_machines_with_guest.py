@@ -254,23 +254,30 @@ def test_a_one_shot_machine_gives_its_exit_code_and_goes(guest_context, guest_cl
     assert machine_names(guest_context.home) == before
 
 
-def test_what_a_killed_one_shot_leaves_is_removed_by_the_next(guest_context, guest_cli):
-    before = machine_names(guest_context.home)
-    process = guest_cli.start("run", "debian:12", "--", "true", stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while machine_names(guest_context.home) == before and time.monotonic() < deadline:
+def _one_shot(cli, home, known):
+    """Start a one-shot machine whose command does not end; return it and its machine's name."""
+    process = cli.start("run", "debian:12", "--", "sleep", "10000", stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (fresh := set(machine_names(home)) - known) and time.monotonic() < deadline:
         time.sleep(0.05)
+    (name,) = fresh
+    return process, name
+
+
+def test_what_a_killed_one_shot_leaves_is_removed_by_the_next(guest_context, guest_cli):
+    home = guest_context.home
+    before = set(machine_names(home))
+    process, orphan = _one_shot(guest_cli, home, before)
     time.sleep(1)
     process.kill()
     process.wait()
-    (orphan,) = set(machine_names(guest_context.home)) - set(before)
-    interrupted = guest_cli.start("run", "debian:12", "--", "true", stdin=subprocess.DEVNULL)
-    while orphan in machine_names(guest_context.home) and time.monotonic() < deadline + 60:
-        time.sleep(0.05)
+    assert set(machine_names(home)) == before | {orphan}
+    interrupted, fresh = _one_shot(guest_cli, home, before | {orphan})
+    assert set(machine_names(home)) == before | {fresh}
     time.sleep(1)
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait(60) == 130
-    assert machine_names(guest_context.home) == before
+    assert set(machine_names(home)) == before
 
 
 def test_the_library_does_what_its_docstring_says(guest_context):
