@@ -21,6 +21,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("snapshots", "list the snapshots of a machine, or remove some"),
             ("restore", "bring a machine back to a snapshot, or make a new one of it"),
             ("undo", "bring a machine back to its newest snapshot"),
+            ("diff", "tell which blocks and files of two machines or snapshots differ"),
             ("tree", "draw who stands on which state, and what each costs"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),

@@ -16,6 +16,7 @@ from wirt.vm.context import Context
 from wirt.vm.copy import copy_in, copy_out
 from wirt.vm.create import Wish
 from wirt.vm.description import load_spec
+from wirt.vm.diff import Difference, diff
 from wirt.vm.execute import Order, execute
 from wirt.vm.forking.fork import fork, names_for
 from wirt.vm.forking.spawn import Wish as Spawn
@@ -217,6 +218,15 @@ class Vm:
     def undo(self, *, discard: bool = False) -> Restored:
         """Bring this machine back to its newest snapshot, but for ``replaced``; see ``restore``."""
         return undo(self.context, self.name, discard=discard)
+
+    def diff(self, other: Vm | str, *, files: bool = True) -> Difference:
+        """Compare the disks with those of another machine, ``VM:SNAPSHOT`` or a template.
+
+        Sizes and offsets are bytes; memory is not compared. ``files`` False reads no file
+        system. Raises NotFound, ImageError, Busy (a guest that never stops writing).
+        """
+        name = other.name if isinstance(other, Vm) else other
+        return diff(self.context, self.name, name, files=files)
 
     def rename(self, new: str) -> Vm:
         """Give a machine that is down another name."""
