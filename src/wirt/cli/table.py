@@ -23,6 +23,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("undo", "bring a machine back to its newest snapshot"),
             ("diff", "tell which blocks and files of two machines or snapshots differ"),
             ("tree", "draw who stands on which state, and what each costs"),
+            ("keep", "make a machine or snapshot independent of the states below it"),
             ("rm", "remove machines with their disks"),
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),

@@ -27,7 +27,6 @@ from wirt.image.part import Part
 from wirt.image.partitions import partitions
 from wirt.image.progress import Progress, silent
 from wirt.protocols.qmp.client import QmpClient
-from wirt.protocols.qmp.messages import BlockNodeInfo
 from wirt.qemu.block import disk_id
 from wirt.spec.machine import Machine
 from wirt.store.machines import find, locked, machine_names
@@ -36,6 +35,7 @@ from wirt.store.snapshots import read_snapshot
 from wirt.store.states import State, using
 from wirt.store.templates import read_template
 from wirt.vm import state
+from wirt.vm.block_jobs import flush_all
 from wirt.vm.chain import AsItsQemu, open_disk
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, load_started
@@ -107,12 +107,7 @@ class _Side:
         if self.connect is None:
             return
         with self.connect() as qmp:  # only for a moment: others want to ask it too
-            nodes = qmp.execute(
-                "query-named-block-nodes", {"flat": True}, reply=list[BlockNodeInfo]
-            )
-            for node in nodes:
-                if not node.ro:
-                    flush(qmp, node.node_name)
+            flush_all(qmp)
 
     def stamp(self) -> list[object]:
         """Return something that differs when anything was written to the images."""
@@ -123,11 +118,6 @@ class _Side:
         done = [one["stats"]["wr_operations"] + one["stats"]["unmap_operations"] for one in stats]
         files = [os.stat(path) for path, _ in self.images.values()]
         return [done, [(info.st_mtime_ns, info.st_size, info.st_blocks) for info in files]]
-
-
-def flush(qmp: QmpClient, node: str) -> None:
-    """Return when what a node was given is on disk, metadata too. QMP has no command for it."""
-    qmp.execute("human-monitor-command", {"command-line": f'qemu-io {node} "flush"'}, reply=str)
 
 
 def diff(

@@ -20,6 +20,7 @@ from wirt.vm.diff import Difference, diff
 from wirt.vm.execute import Order, execute
 from wirt.vm.forking.fork import fork, names_for
 from wirt.vm.forking.spawn import Wish as Spawn
+from wirt.vm.keep import Kept, keep
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
 from wirt.vm.restore import Restored, restore, undo
@@ -193,9 +194,12 @@ class Vm:
         """Return the snapshots, oldest first: sizes in bytes, ``created`` in Unix seconds."""
         return list_snapshots(self.context, self.name)
 
-    def remove_snapshot(self, name: str) -> None:
-        """Remove a snapshot; machines that stand on it stay. Raises NotFound."""
-        remove_snapshot(self.context, self.name, name)
+    def remove_snapshot(self, name: str) -> tuple[str, ...]:
+        """Remove a snapshot; machines that stand on it stay. Raises NotFound.
+
+        Returns them, and states as ``state ID``: the files of the snapshot stay as long.
+        """
+        return remove_snapshot(self.context, self.name, name)
 
     def restore(self, name: str, *, discard: bool = False) -> Restored:
         """Bring this machine back to a snapshot: memory, disks and description.
@@ -227,6 +231,16 @@ class Vm:
         """
         name = other.name if isinstance(other, Vm) else other
         return diff(self.context, self.name, name, files=files)
+
+    def keep(self, snapshot: str = "", *, alone: bool = False) -> Kept:
+        """Make this machine, or a snapshot of it, independent of the states below it.
+
+        It may run. It still stands on the guest image that it was made from, unless ``alone``.
+        Sizes are bytes. Raises NotFound, NoSpace, WrongState, ImageError, QemuError; then all
+        is as before.
+        """
+        name = f"{self.name}:{snapshot}" if snapshot else self.name
+        return keep(self.context, name, alone=alone)
 
     def rename(self, new: str) -> Vm:
         """Give a machine that is down another name."""
