@@ -113,6 +113,11 @@ def test_a_machine_that_is_down_lets_go_of_its_family(context, cli):
     stop(context, "new", force=True)
     before = contents(image_of(context, "new"))
     others = contents(image_of(context))
+    inside = ["qemu-img", "snapshot", image_of(context, "new")]
+    subprocess.run([*inside, "-c", "mine"], check=True)
+    with pytest.raises(WrongState, match="would be lost"):
+        keep(context, "new")
+    subprocess.run([*inside, "-d", "mine"], check=True)
     done = cli("keep", "new", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -49,6 +49,12 @@ def test_memory_and_disk_go_back_and_the_clock_does_not(guest_cli):
         assert sh("box2", "cat /dev/shm/word /root/word; hostname") == "memory\ndisk\nbox2\n"
         assert sh("box2", "cat /etc/machine-id") not in who
         assert sh("box2", "cat /proc/sys/kernel/random/uuid") != first
+        reading = "echo 3 >/proc/sys/vm/drop_caches; cat /root/word; sha256sum /usr/bin/perl"
+        read = sh("box2", reading)
+        done = guest_cli("keep", "box2", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["disks"] == ["disk0"]
+        assert sh("box2", reading) == read
         assert guest_cli("restore", "box", "replaced").returncode == 0
         assert sh("box", "cat /dev/shm/word; hostname") == "worse\nother\n"
     finally:

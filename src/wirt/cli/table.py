@@ -55,6 +55,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("build", "build a guest image from packages"),
             ("pull", "take a published disk image"),
             ("images", "list and remove guest images"),
+            ("pool", "keep paused forks of a warm image ready for wirt run"),
             ("template", "look at warm images: frozen after boot, forked by wirt run"),
             ("img", "work with disk image files of all formats"),
         ),

@@ -30,8 +30,14 @@ Connect = Callable[[], QmpClient]
 
 
 def flush(qmp: QmpClient, node: str) -> None:
-    """Return when what a node was given is on disk, metadata too. QMP has no command for it."""
-    qmp.execute("human-monitor-command", {"command-line": f'qemu-io {node} "flush"'}, reply=str)
+    """Return when what a node was given is on disk, metadata too. QMP has no command for it.
+
+    Raises QemuError.
+    """
+    line = {"command-line": f'qemu-io {node} "flush"'}
+    said = qmp.execute("human-monitor-command", line, reply=str).strip()
+    if said:
+        raise QemuError(f"QEMU could not write out what it holds of {node}: {said}")
 
 
 def flush_all(qmp: QmpClient) -> None:

@@ -8,12 +8,12 @@ that QEMU could open itself, and nothing below the directories that are theirs t
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 
 from wirt.errors import ImageAccessDenied
 from wirt.image.base import AllowLocalFiles, Image, OpenGate
 from wirt.image.open import open_image
+from wirt.store.atomic import host_error
 from wirt.store.layout import Home
 from wirt.vm.ownership import reachable
 
@@ -45,6 +45,14 @@ def open_disk(path: str, image_format: str, gate: AsItsQemu, *, running: bool = 
 
     ``running``: a QEMU has it open; the caller knows that nothing is written meanwhile.
     """
-    if gate.uid and stat.S_ISLNK(os.lstat(path).st_mode):
+    if gate.uid and os.path.islink(path):
         raise ImageAccessDenied("the image is a link, which its QEMU may have made", path=path)
     return open_image(path, format=image_format, gate=gate, force_share=running)
+
+
+def status_of(path: str) -> os.stat_result:
+    """Return what stat() says of an image. Raises HostError."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise host_error(error, path) from error

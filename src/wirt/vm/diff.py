@@ -36,7 +36,7 @@ from wirt.store.states import State, using
 from wirt.store.templates import read_template
 from wirt.vm import state
 from wirt.vm.block_jobs import flush_all
-from wirt.vm.chain import AsItsQemu, open_disk
+from wirt.vm.chain import AsItsQemu, open_disk, status_of
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, load_started
 from wirt.vm.forking.handover import recover
@@ -116,7 +116,7 @@ class _Side:
         with self.connect() as qmp:
             stats = qmp.execute("query-blockstats", reply=list[dict[str, Any]])
         done = [one["stats"]["wr_operations"] + one["stats"]["unmap_operations"] for one in stats]
-        files = [os.stat(path) for path, _ in self.images.values()]
+        files = [status_of(path) for path, _ in self.images.values()]
         return [done, [(info.st_mtime_ns, info.st_size, info.st_blocks) for info in files]]
 
 
@@ -191,7 +191,7 @@ def _frozen(context: Context, name: str, known: State) -> _Side:
     for disk in manifest.disks:
         path = os.path.join(known.paths.root, disk.file)
         images[disk.index] = path, disk.format
-        info = os.stat(path)
+        info = status_of(path)
         owners.append((info.st_uid, info.st_gid))
     uid, group = owners[-1] if os.geteuid() == 0 else (0, 0)
     return _Side(name, manifest.machine, AsItsQemu(context.home, uid, group), images)

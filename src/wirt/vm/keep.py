@@ -23,6 +23,7 @@ from wirt.errors import NoSpace, QemuError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.image.base import Image
 from wirt.image.collapse import collapse, layers, needed_space
+from wirt.image.formats.qcow2.image import Qcow2Image
 from wirt.image.open import open_image
 from wirt.image.progress import Progress, silent
 from wirt.qemu.block import disk_id, is_discarding, is_read_only
@@ -36,7 +37,7 @@ from wirt.store.states import State, collect, replace_manifest, state_ids, using
 from wirt.units import format_size
 from wirt.vm import state
 from wirt.vm.block_jobs import Connect, drop_below, end_jobs, streamed
-from wirt.vm.chain import AsItsQemu, open_disk
+from wirt.vm.chain import AsItsQemu, open_disk, status_of
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec, load_started
 from wirt.vm.edit import assigned, replace_locked
@@ -170,6 +171,11 @@ def _overlay(home: Home, name: str, path: str, image: Image, *, alone: bool) -> 
     on_states = [_is_below(one, home.states) for one in below]
     if not (any(on_states) or (alone and below)):
         return None
+    if isinstance(image, Qcow2Image) and (image.snapshots() or image.bitmaps()):
+        raise WrongState(
+            f"{path} has snapshots or bitmaps inside, which would be lost",
+            hint="remove them first: wirt img snapshot, wirt img bitmap",
+        )
     outside = [] if alone else [depth for depth, is_state in enumerate(on_states) if not is_state]
     depth = outside[0] + 1 if outside else None
     base = below[depth - 1] if depth else ""
@@ -202,12 +208,22 @@ def _require_space(directory: str, needed: int) -> None:
 def _with_own_copies(home: Home, paths: VmPaths, machine: Machine) -> Machine:
     """Give a machine that is down its own copies of what it reads from states."""
     values = {}
-    for index, source in _shared(home, machine):
-        name = f"disk{index}{os.path.splitext(source)[1]}"
-        _require_space(paths.disks, os.stat(source).st_size)
-        _copy(source, beside(paths, name), os.path.join(paths.disks, name))
-        values[f"disks[{index}].image"] = os.path.join("disks", name)
+    try:
+        for index, source in _shared(home, machine):
+            name = _free_name(paths, f"disk{index}", os.path.splitext(source)[1])
+            _require_space(paths.disks, status_of(source).st_size)
+            _copy(source, beside(paths, name), os.path.join(paths.disks, name))
+            values[f"disks[{index}].image"] = os.path.join("disks", name)
+    except BaseException:
+        clear_beside(paths)
+        raise
     return replace_locked(paths, assigned(read_spec(paths), values))
+
+
+def _free_name(paths: VmPaths, stem: str, suffix: str) -> str:
+    taken = set(os.listdir(paths.disks))
+    names = (f"{stem}{more}{suffix}" for more in ("", *(f"-{n}" for n in range(len(taken) + 1))))
+    return next(name for name in names if name not in taken)
 
 
 def _keep_stopped(
@@ -324,7 +340,7 @@ def _keep_state(
 def _gate_of(home: Home, known: State) -> AsItsQemu:
     """What is below a state's images is judged as for the QEMU that wrote them."""
     for disk in known.manifest.disks:
-        info = os.stat(os.path.join(known.paths.root, disk.file))
+        info = status_of(os.path.join(known.paths.root, disk.file))
         if not disk.shared and os.geteuid() == 0:
             return AsItsQemu(home, info.st_uid, info.st_gid)
     return AsItsQemu(home, 0)
