@@ -42,8 +42,8 @@ class FileChange(msgspec.Struct, frozen=True):
 def file_differences(first: Image, second: Image, ranges: Sequence[Range]) -> Iterator[FileChange]:
     """Yield the files that differ, which only ``ranges`` of the disks can hold, in no order.
 
-    ``added`` is what the second alone has. Raises ImageError, UnsupportedImage for what is no
-    ext2, ext3 or ext4, or not the same in both.
+    ``added`` is what the second alone has. Raises ImageError, which is UnsupportedImage for what
+    is no ext2, ext3 or ext4.
     """
     return _Comparison(Volume(first), Volume(second), ranges).run()
 

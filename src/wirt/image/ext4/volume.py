@@ -117,7 +117,6 @@ class Volume:
         revision = int.from_bytes(head[76:80], "little")
         self._inode_size = int.from_bytes(head[88:90], "little") if revision else 128
         self._compatible, self._features = struct.unpack_from("<II", head, 92)
-        self.uuid = head[104:120]
         self._journal_inode = int.from_bytes(head[224:228], "little")
         wide = self._features & _BITS64
         self._descriptor_size = int.from_bytes(head[254:256], "little") if wide else 32
