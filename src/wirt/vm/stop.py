@@ -183,4 +183,7 @@ def _vcpus(context: Context, name: str, command: str) -> None:
         if run is not None:
             run = msgspec.structs.replace(run, paused_on_request=command == "stop")
         due = None if due is not None else record.identity_due
-        write_record(paths.record, msgspec.structs.replace(record, run=run, identity_due=due))
+        pool = "" if command == "cont" else record.pool
+        write_record(
+            paths.record, msgspec.structs.replace(record, run=run, identity_due=due, pool=pool)
+        )

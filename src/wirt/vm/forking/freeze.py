@@ -37,6 +37,7 @@ from wirt.store.record import Handover, Record, write_record
 from wirt.store.states import GuestFacts, Manifest, new_state, sweep_states
 from wirt.units import MIB
 from wirt.vm import state
+from wirt.vm.block_jobs import end_jobs
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
 from wirt.vm.forking.disks import (
@@ -102,6 +103,7 @@ def freeze_locked(
     clear_beside(paths)
     machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
+        end_jobs(qmp)
         capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
         chosen = require_forkable(
             paths, machine, record, qmp, capabilities, keep_process=keep_process, idle=idle

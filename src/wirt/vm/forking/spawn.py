@@ -58,7 +58,7 @@ class Wish(msgspec.Struct, frozen=True):
     nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
     process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
     saves memory in a machine that will not start it again. ``networks`` plugs cards into other
-    networks: index of the card → backend.
+    networks: index of the card → backend. ``pool``: it waits there, paused.
     """
 
     same_identity: bool = False
@@ -66,6 +66,7 @@ class Wish(msgspec.Struct, frozen=True):
     temporary: bool = False
     reboots: bool = True
     networks: Mapping[int, Backend] = msgspec.field(default_factory=dict)
+    pool: str = ""
 
 
 AS_USUAL = Wish()
@@ -315,6 +316,7 @@ def record_of(context: Context, ground: Ground, wish: Wish) -> Record:
         owner_pid=owner.pid if owner else 0,
         owner_start_ticks=owner.start_ticks if owner else 0,
         state=ground.state.id,
+        pool=wish.pool,
     )
 
 
