@@ -37,6 +37,7 @@ from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import release_all
 from wirt.vm.session import guest_session
+from wirt.vm.tpm import await_end
 
 DEFAULT_SECONDS = 90.0
 _QUIT_SECONDS = 15.0
@@ -149,6 +150,7 @@ def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None
     if record.run is not None:
         release_all(context, paths.name, record.run.wires)
     end_disk_server(record.run)
+    await_end(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     remove_memory(paths)
     write_record(

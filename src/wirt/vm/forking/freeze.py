@@ -58,6 +58,7 @@ from wirt.vm.forking.source import Frozen, Source
 from wirt.vm.forking.stream import Copying
 from wirt.vm.monitor import connect
 from wirt.vm.start import DEFAULT_BINARY, for_tcg
+from wirt.vm.tpm import with_tpm
 
 SAVE_SECONDS = 120.0
 _SHORT = MIB
@@ -172,7 +173,9 @@ class _HandingOver:
 
     def _journal(self, images: tuple[tuple[str, str], ...]) -> None:
         source = self.source
-        second = msgspec.structs.replace(source.run, pid=0, start_ticks=0, memory="fork")
+        second = msgspec.structs.replace(
+            source.run, pid=0, start_ticks=0, tpm_pid=0, tpm_start_ticks=0, memory="fork"
+        )
         handover = Handover(source.made.id, images, second)
         self.record = msgspec.structs.replace(self.record, handover=handover)
         write_record(source.paths.record, self.record)
@@ -185,14 +188,17 @@ class _HandingOver:
         os.link(paths.memory, source.made.memory)
         ground = ground_of(source.context, source.made, manifest, source.made.memory)
         let_family_read(ground.memory, record, write=not ground.reads_only)
-        shutil.rmtree(paths.next_runtime, ignore_errors=True)
+        for stale in (paths.next_runtime, paths.next_tpm):
+            shutil.rmtree(stale, ignore_errors=True)
         os.mkdir(paths.next_runtime, 0o700)
         if record.uid:
             os.chown(paths.next_runtime, record.uid, record.uid)
         lock = join_run_lock(paths.run_lock)
         try:
             machine = for_tcg(without_forwards(manifest.machine), record, manifest.accelerator)
-            return begin_incoming(ground, paths, machine, record, [lock], paths.next_socket)
+            return begin_incoming(
+                ground, paths, machine, record, [lock], paths.next_socket, paths.next_tpm
+            )
         finally:
             os.close(lock)
 
@@ -224,7 +230,7 @@ class _HandingOver:
         if handover is None or handover.next is None:
             return
         second = msgspec.structs.replace(
-            handover.next,
+            with_tpm(handover.next, incoming.starting.tpm),
             pid=process.pid,
             start_ticks=process.start_ticks,
             argv=tuple(incoming.argv),

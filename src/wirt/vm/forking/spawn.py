@@ -41,6 +41,7 @@ from wirt.vm.forking.identity import (
     due_identity,
     identity_of,
     lay_before,
+    with_kept,
 )
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
@@ -49,6 +50,7 @@ from wirt.vm.keeping import start_keeper
 from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
 from wirt.vm.start import for_tcg
+from wirt.vm.tpm import copy_state, with_tpm
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -173,7 +175,7 @@ class Birth:
         lock = take_run_lock(paths.run_lock)
         try:
             return begin_incoming(
-                self.ground, paths, machine, record, [lock], paths.socket, self._uplinks
+                self.ground, paths, machine, record, [lock], paths.socket, paths.tpm, self._uplinks
             )
         finally:
             os.close(lock)
@@ -208,7 +210,7 @@ class Birth:
 
     def _life(self, process: ProcessId) -> Run:
         manifest = self.ground.manifest
-        return Run(
+        life = Run(
             pid=process.pid,
             start_ticks=process.start_ticks,
             boot_id=state.boot_id(),
@@ -220,6 +222,7 @@ class Birth:
             forwards=open_forwards(self._machine.nics),
             memory="anonymous" if manifest.in_devices else "fork",
         )
+        return with_tpm(life, self._incoming.starting.tpm)
 
     def _keep(self, paths: VmPaths) -> None:
         incoming = self._incoming
@@ -250,6 +253,7 @@ class Birth:
             outcome = await_answer(
                 self._session, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
             )
+            outcome = with_kept(outcome, self._machine, same=self.wish.same_identity)
         if self._session is not None:
             self._session.close()
         return Spawned(
@@ -262,7 +266,7 @@ class Birth:
 
 
 def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
-    """Make the overlays of a new machine, and copy the UEFI variables, if it had any yet."""
+    """Make the overlays of a new machine; copy UEFI variables and TPM, if it had any yet."""
     for disk in ground.manifest.disks:
         if not disk.shared:
             target = os.path.join(paths.root, spec.disks[disk.index].image)
@@ -272,6 +276,8 @@ def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
             shutil.copyfile(ground.state.uefi_variables, paths.uefi_variables)
     except OSError as error:
         raise host_error(error, paths.uefi_variables) from error
+    if os.path.isdir(ground.state.tpm):
+        copy_state(ground.state.tpm, paths.tpm)
 
 
 def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str, ...]]:
