@@ -25,6 +25,7 @@ TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
 TEST_PACKAGES += vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt
 TEST_PACKAGES += openssh-server iputils-ping tshark
+BENCH_PACKAGES := libvirt-daemon libvirt-clients
 
 .PHONY: demo test check bench docs fmt fuzz clean
 
@@ -76,7 +77,7 @@ $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/bin/pip
 .packages-test:
 	@tools/need-packages $(TEST_PACKAGES)
 .packages-bench:
-	@tools/need-packages $(TEST_PACKAGES)
+	@tools/need-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache

@@ -62,6 +62,9 @@ def test_a_machine_goes_back_forth_and_into_a_new_one(context, cli):
     require_running(context)
     assert not old.alive()
     assert holds_byte(context, "src", 1)
+    line = " ".join(read_record(paths.record).run.argv)
+    assert os.path.join(paths.disks, "disk0.qcow2") in line
+    assert ".new-" not in line
     assert names(context) == ["one", "two", REPLACED]
     assert load_spec(paths) == before
     assert state.look(paths).record.run.forwards == ports

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.test_fork_faults import kill_at, make, memory_files, require_clean, require_running
+from tests.vm.test_fork_faults import (
+    FREEZE,
+    kill_at,
+    make,
+    memory_files,
+    require_clean,
+    require_running,
+)
 from wirt.errors import AlreadyExists, NoSpace, NotFound, UsageError, WrongState
 from wirt.image.base import AllowLocalFiles
 from wirt.image.open import open_image
@@ -23,6 +30,7 @@ from wirt.vm import state
 from wirt.vm.create import Wish, create
 from wirt.vm.monitor import connect
 from wirt.vm.remove import remove
+from wirt.vm.restore import restore
 from wirt.vm.snapshot import list_snapshots, remove_snapshot, snapshot
 from wirt.vm.start import start
 from wirt.vm.stop import stop
@@ -152,6 +160,28 @@ def test_wirt_killed_while_it_makes_a_snapshot(context, up):
         start(context, "src")
     require_running(context)
     assert holds_byte(context, "src", 7)
+    require_clean(context)
+
+
+def test_qemu_killed_while_a_snapshot_is_made(context):
+    """It is there whole or not at all, and the machine starts."""
+    make(context)
+    write(context, "src", 7)
+    lock = context.home.vm("src").run_lock
+    for point in (*FREEZE, "snapshot-frozen", "snapshot-kept", "snapshot-named"):
+        code, said = kill_at(context, f"{point}={lock}", "snapshot", "src", "one")
+        assert "Traceback" not in said, (point, said)
+        assert state.look(context.home.vm("src")).status == "stopped", point
+        assert names(context) == (["one"] if code == 0 else []), (point, said)
+        start(context, "src")
+        require_running(context)
+        assert holds_byte(context, "src", 7)
+        if code == 0:
+            restore(context, "src", "one", to="copy")
+            require_running(context, "copy")
+            assert holds_byte(context, "copy", 7)
+            remove(context, "copy", force=True)
+            remove_snapshot(context, "src", "one")
     require_clean(context)
 
 

@@ -18,7 +18,7 @@ import time
 
 import msgspec
 
-from wirt.errors import NoSpace, QemuError, WirtError, WrongState
+from wirt.errors import NoSpace, PeerClosed, QemuError, WirtError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
@@ -222,13 +222,18 @@ class _HandingOver:
         failpoint("loaded")
         self._decide(process, incoming)
         if running:
-            second.execute("cont")
+            try:
+                second.execute("cont")
+            except PeerClosed as error:
+                raise incoming.refusal() from error
         self.pause = time.monotonic() - begin
 
     def _decide(self, process: ProcessId, incoming: Incoming) -> None:
         handover = self.record.handover
         if handover is None or handover.next is None:
             return
+        if not process.alive():
+            raise incoming.refusal()
         second = msgspec.structs.replace(
             with_tpm(handover.next, incoming.starting.tpm),
             pid=process.pid,
