@@ -11,6 +11,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# wirt is installed compiled: a shell that forbids it would make each start parse everything.
+unexport PYTHONDONTWRITEBYTECODE
+
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
 	uidmap openssh-client python3-venv swtpm
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl
@@ -22,6 +25,7 @@ TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
 TEST_PACKAGES += vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt
 TEST_PACKAGES += openssh-server iputils-ping tshark
+BENCH_PACKAGES := libvirt-daemon libvirt-clients
 
 .PHONY: demo test check bench docs fmt fuzz clean
 
@@ -73,7 +77,7 @@ $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/bin/pip
 .packages-test:
 	@tools/need-packages $(TEST_PACKAGES)
 .packages-bench:
-	@tools/need-packages $(TEST_PACKAGES)
+	@tools/need-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache

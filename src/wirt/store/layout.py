@@ -38,6 +38,9 @@ Nothing else builds paths.
     ├── templates/            0700: warm images, see wirt.store.templates
     │   ├── FINGERPRINT.json  0600 which state is one, and of what; its time is that of its use
     │   └── FINGERPRINT.lock  held by the wirt command that makes it
+    ├── pools/                0700: how many forks of a template wait, see wirt.store.pools
+    │   ├── FINGERPRINT.json  0600 of which template, and how many
+    │   └── FINGERPRINT.lock  held by the wirt command that fills or changes it
     ├── images/               guest images, see wirt.catalog
     └── cache/                facts that can be found again
 
@@ -304,6 +307,16 @@ class Home(msgspec.Struct, frozen=True):
 
     def template_lock(self, fingerprint: str) -> str:
         return os.path.join(self.templates, f"{fingerprint}.lock")
+
+    @property
+    def pools(self) -> str:
+        return os.path.join(self.root, "pools")
+
+    def pool(self, fingerprint: str) -> str:
+        return os.path.join(self.pools, f"{fingerprint}.json")
+
+    def pool_lock(self, fingerprint: str) -> str:
+        return os.path.join(self.pools, f"{fingerprint}.lock")
 
     @property
     def images(self) -> str:

@@ -149,6 +149,8 @@ class Record(msgspec.Struct, frozen=True):
     """A fork that has loaded its memory and never ran: undone if its maker was killed."""
     identity_due: IdentityDue | None = None
     """Set for a fork that was made paused, until it runs."""
+    pool: str = ""
+    """The pool in which it waits (``wirt.store.pools``), until it runs."""
 
 
 def read_record(path: str) -> Record:

@@ -82,7 +82,11 @@ class Return(Birth):
         if process is None:
             raise self._incoming.refusal()
         later = later_forwards(self._machine)
-        life = msgspec.structs.replace(self._life(process), forwards=(), later_forwards=later)
+        here, there = self._made.paths.root, self._old.root
+        argv = tuple(word.replace(here, there) for word in self._incoming.argv)
+        life = msgspec.structs.replace(
+            self._life(process), argv=argv, forwards=(), later_forwards=later
+        )
         handover = Handover(self.ground.state.id, (), life, decided=True)
         self._record = msgspec.structs.replace(self._record, run=self._was.run, handover=handover)
         write_record(self._made.paths.record, self._record)

@@ -131,11 +131,6 @@ def _takes_many(nic: Nic) -> bool:
             return False
 
 
-def is_shared_wire(nic: Nic) -> bool:
-    """True if forks on this card's network see each other, so that addresses must differ."""
-    return not isinstance(nic.backend, User | Unplugged | Passt)
-
-
 def require_forkable(
     paths: VmPaths,
     machine: Machine,

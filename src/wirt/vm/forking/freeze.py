@@ -18,7 +18,7 @@ import time
 
 import msgspec
 
-from wirt.errors import NoSpace, QemuError, WirtError, WrongState
+from wirt.errors import NoSpace, PeerClosed, QemuError, WirtError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
@@ -37,6 +37,7 @@ from wirt.store.record import Handover, Record, write_record
 from wirt.store.states import GuestFacts, Manifest, new_state, sweep_states
 from wirt.units import MIB
 from wirt.vm import state
+from wirt.vm.block_jobs import end_jobs
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
 from wirt.vm.forking.disks import (
@@ -103,6 +104,7 @@ def freeze_locked(
     clear_beside(paths)
     machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
+        end_jobs(qmp)
         capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
         chosen = require_forkable(
             paths, machine, record, qmp, capabilities, keep_process=keep_process, idle=idle
@@ -220,13 +222,18 @@ class _HandingOver:
         failpoint("loaded")
         self._decide(process, incoming)
         if running:
-            second.execute("cont")
+            try:
+                second.execute("cont")
+            except PeerClosed as error:
+                raise incoming.refusal() from error
         self.pause = time.monotonic() - begin
 
     def _decide(self, process: ProcessId, incoming: Incoming) -> None:
         handover = self.record.handover
         if handover is None or handover.next is None:
             return
+        if not process.alive():
+            raise incoming.refusal()
         second = msgspec.structs.replace(
             with_tpm(handover.next, incoming.starting.tpm),
             pid=process.pid,

@@ -16,6 +16,7 @@ from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
 from wirt.protocols.qmp.client import QmpClient
 from wirt.spec.machine import Machine
+from wirt.spec.nic import Nic, Passt, Unplugged, User
 from wirt.store.layout import VmPaths
 from wirt.store.record import IdentityDue
 from wirt.store.states import GuestFacts
@@ -32,6 +33,11 @@ _STEPS = {
     "machine_id": "machine-id",
     "macs": "network addresses",
 }
+
+
+def is_shared_wire(nic: Nic) -> bool:
+    """True if forks on this card's network see each other, so that addresses must differ."""
+    return not isinstance(nic.backend, User | Unplugged | Passt)
 
 
 def due_identity(old: Machine, new: Machine, guest: GuestFacts, *, same: bool) -> IdentityDue:

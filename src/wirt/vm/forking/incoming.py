@@ -27,6 +27,7 @@ from wirt.store.record import Record
 from wirt.store.states import Manifest, QemuFacts
 from wirt.vm import firmware, ownership, preflight
 from wirt.vm.context import Context
+from wirt.vm.forking.identity import is_shared_wire
 from wirt.vm.keeping import console_names
 from wirt.vm.launch import Launched, Starting, begin, last_words
 from wirt.vm.network.uplinks import Uplinks
@@ -60,11 +61,14 @@ class Incoming:
     def load(self, devices: str, *, shared: bool) -> None:
         """Load the device state; the memory is there already if it is ``shared``.
 
-        Raises QemuError with QEMU's own words.
+        Where nobody else is on the network, the guest's cards need not say where they are now:
+        several programs of the guest wake up for that. Raises QemuError with QEMU's own words.
         """
         qmp = self.qmp
         try:
             set_capabilities(qmp, shared=shared)
+            if not any(map(is_shared_wire, self.machine.nics)):
+                qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
             fd = os.open(devices, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 qmp.send_fd(_STATE_FD, fd)

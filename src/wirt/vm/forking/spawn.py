@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -34,12 +34,13 @@ from wirt.vm import preflight, state
 from wirt.vm.context import Context
 from wirt.vm.description import summarise
 from wirt.vm.forking.disks import make_overlay
-from wirt.vm.forking.forkable import is_shared_wire, private_copy
+from wirt.vm.forking.forkable import private_copy
 from wirt.vm.forking.identity import (
     IDENTITY_SECONDS,
     await_answer,
     due_identity,
     identity_of,
+    is_shared_wire,
     lay_before,
     with_kept,
 )
@@ -60,7 +61,7 @@ class Wish(msgspec.Struct, frozen=True):
     nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
     process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
     saves memory in a machine that will not start it again. ``networks`` plugs cards into other
-    networks: index of the card → backend.
+    networks: index of the card → backend. ``pool``: it waits there, paused.
     """
 
     same_identity: bool = False
@@ -68,6 +69,7 @@ class Wish(msgspec.Struct, frozen=True):
     temporary: bool = False
     reboots: bool = True
     networks: Mapping[int, Backend] = msgspec.field(default_factory=dict)
+    pool: str = ""
 
 
 AS_USUAL = Wish()
@@ -84,16 +86,28 @@ class Spawned(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def spawn_from(context: Context, state: State, name: str, wish: Wish = AS_USUAL) -> Spawned:
+def nothing() -> None:
+    """Do nothing meanwhile."""
+
+
+def spawn_from(
+    context: Context,
+    state: State,
+    name: str,
+    wish: Wish = AS_USUAL,
+    *,
+    meanwhile: Callable[[], None] = nothing,
+) -> Spawned:
     """Make the machine ``name`` of a state, and return when its guest says who it is.
 
-    Raises AlreadyExists, MissingDependency and HostError (another QEMU or CPU), NoSpace,
-    QemuError; then there is no machine.
+    ``meanwhile`` is called when its QEMU is starting. Raises AlreadyExists, MissingDependency
+    and HostError (another QEMU or CPU), NoSpace, QemuError; then there is no machine.
     """
     with using(context.home, state.id) as known:
         memory = "" if known.manifest.in_devices else known.memory
         ground = ground_of(context, known.paths, known.manifest, memory)
         with born(context, ground, name, wish) as birth:
+            meanwhile()
             birth.load()
             birth.run()
         return birth.settle()
@@ -321,6 +335,7 @@ def record_of(context: Context, ground: Ground, wish: Wish) -> Record:
         owner_pid=owner.pid if owner else 0,
         owner_start_ticks=owner.start_ticks if owner else 0,
         state=ground.state.id,
+        pool=wish.pool,
     )
 
 
