@@ -30,7 +30,7 @@ _SIZE = parse_size(os.environ.get("WIRT_BENCH_SIZE", "3G"))
 _ROUNDS = int(os.environ.get("WIRT_BENCH_ROUNDS", "5"))
 _SYSTEM = ("/usr/share", "/usr/lib")
 _FILLED = 0.7
-_WARM = min(2 << 30, _SIZE)
+_WARM = _SIZE + (512 << 20)
 
 
 def rows() -> list[Row]:

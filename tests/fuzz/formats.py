@@ -290,7 +290,8 @@ def _one_worker(first: int, count: int) -> tuple[int | None, list[str], int]:
     try:
         done = subprocess.run(
             [*command, "--first", str(first), str(count)],
-            stdout=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE, text=True, errors="backslashreplace", check=False,
+            cwd=Path(__file__).parents[2],
         )  # fmt: skip
     finally:
         shutil.rmtree(place)

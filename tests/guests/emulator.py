@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wirt.catalog.image import TCG_ARGUMENTS, StoredImage
+from wirt.errors import PeerClosed
 from wirt.host.process import spawn
 from wirt.protocols.qga.client import AgentClient
 
@@ -69,20 +70,21 @@ def boot(
         ]
     )
     try:
-        _await_socket(directory / "agent", process)
-        with AgentClient.connect(directory / "agent", timeout=BOOT_TIMEOUT) as agent:
+        with _connected(directory / "agent", process) as agent:
             yield agent
     finally:
         process.kill()
         process.wait()
 
 
-def _await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
+def _connected(path: Path, process: subprocess.Popen[bytes]) -> AgentClient:
+    """Connect when QEMU listens: its socket has a name a moment before."""
     deadline = time.monotonic() + 30
-    while not path.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"QEMU did not start: {process.returncode}")
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(PeerClosed):
+            return AgentClient.connect(path, timeout=BOOT_TIMEOUT)
         time.sleep(0.02)
+    raise RuntimeError(f"QEMU did not start: {process.returncode}")
 
 
 def sh(agent: AgentClient, script: str) -> str:

@@ -139,6 +139,9 @@ class _Above(Image):
     def pread(self, offset: int, length: int) -> bytes:
         return self._image.pread(offset, length)
 
+    def pread_into(self, offset: int, buffer: memoryview) -> None:
+        self._image.pread_into(offset, buffer)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         return _held(self._image, self._base, offset, length)
 

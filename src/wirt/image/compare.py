@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from wirt.image.pipeline import Job, cut, finished
 from wirt.image.progress import Progress, silent
 
 _SECTOR = 512
-_CHUNK = 512 << 10
+_CHUNK = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +143,35 @@ def first_difference(
 ) -> _Difference | None:
     """Return where the first sector differs, if any; None stands for zeros."""
     length = end - offset
-    one = bytes(length) if first is None else first.pread(offset, length)
-    other = bytes(length) if second is None else second.pread(offset, length)
+    one = _BUFFERS.read(0, first, offset, length)
+    other = _BUFFERS.read(1, second, offset, length)
     if one == other:
         return None
     for at in range(0, length, _SECTOR):
         if one[at : at + _SECTOR] != other[at : at + _SECTOR]:
             return _Difference("data", offset + at)
     return None
+
+
+class _Buffers(threading.local):
+    """Two buffers for each thread: fresh memory costs more than what is read into it."""
+
+    def __init__(self) -> None:
+        self._held = [bytearray(), bytearray()]
+
+    def read(self, which: int, image: Image | None, offset: int, length: int) -> bytearray:
+        """Return the bytes, until the next read; None stands for zeros."""
+        buffer = self._held[which]
+        if image is None or len(buffer) != length:
+            buffer = bytearray(length)
+        if image is None:
+            return buffer
+        self._held[which] = buffer
+        image.pread_into(offset, memoryview(buffer))
+        return buffer
+
+
+_BUFFERS = _Buffers()
 
 
 def _stop(difference: _Difference | None) -> None:

@@ -58,7 +58,7 @@ def _isal(codec: str) -> Compress | None:
     except ImportError:
         return None
     wbits = _WBITS[codec]
-    return lambda plain: isal_zlib.compress(plain, level=2, wbits=wbits)
+    return lambda plain: isal_zlib.compress(plain, level=1, wbits=wbits)
 
 
 def _zlib(level: str, wbits: int) -> Compress:

@@ -193,7 +193,7 @@ class Transfer:
                 yield Job(end, read, write, heavy=span.packed)
 
     def _zero(self, offset: int, end: int) -> None:
-        if self.writes_zeros:
+        if self.writes_zeros and end > offset:
             self.target.write_zeroes(offset, end - offset)
 
     def _kernel_copy(self, extent: Extent, offset: int, end: int) -> None:

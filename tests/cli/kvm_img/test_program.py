@@ -14,6 +14,7 @@ from wirt.cli.kvm_img.keyvalue import parse_list
 from wirt.cli.kvm_img.naming import nested, parse_json_name
 from wirt.cli.kvm_img.sizes import BadSize, human_size, parse_size
 from wirt.image.create import create_image
+from wirt.image.open import open_image
 
 MIB = 1 << 20
 
@@ -245,3 +246,22 @@ def test_no_sizes(text):
 def test_sizes_for_people():
     shown = [human_size(value) for value in (0, 999, 1000, 1024, 1535, 1 << 20, 1023 << 20)]
     assert shown == ["0 B", "999 B", "0.977 KiB", "1 KiB", "1.5 KiB", "1 MiB", "0.999 GiB"]
+
+
+@pytest.mark.parametrize("name", ["cow", "bochs", "cloop"])
+def test_formats_that_qemu_img_does_not_make(name, ask, tmp_path):
+    assert ask("create", "-f", name, "empty", "1M").code == 0
+    with open_image(str(tmp_path / "empty")) as image:
+        assert (image.format_name, image.virtual_size) == (name, MIB)
+    content = bytes(range(256)) * 4096
+    (tmp_path / "plain").write_bytes(content)
+    assert ask("convert", "-f", "raw", "-O", name, "plain", "made").code == 0
+    assert ask("convert", "-f", name, "-O", "raw", "made", "back").code == 0
+    assert (tmp_path / "back").read_bytes() == content
+
+
+def test_the_cow_of_2009_has_a_base(ask, tmp_path):
+    (tmp_path / "base.img").write_bytes(b"\x07" * MIB)
+    assert ask("create", "-f", "cow", "-b", "base.img", "-F", "raw", "new.cow").code == 0
+    assert ask("convert", "-O", "raw", "new.cow", "back").code == 0
+    assert (tmp_path / "back").read_bytes() == b"\x07" * MIB

@@ -118,7 +118,7 @@ create -f raw -o help
 create -f qcow2 -o help
 create -f qcow2 -o help new
 create -f raw -o ?
-create -f bochs -o help
+create -f dmg -o help
 create -f nonsense -o help
 create -f qcow2 -o ,help new 1M
 amend -f qcow2 -o help

@@ -106,7 +106,7 @@ convert --bitmaps -O qcow2 plain.raw new
 convert --skip-broken-bitmaps -O qcow2 marked.qcow2 new
 convert --salvage -O raw data.qcow2 new
 convert -O nonsense plain.raw new
-convert -O bochs plain.raw new
+convert -O dmg plain.raw new
 convert -O vmdk plain.raw new
 convert -O vdi plain.raw new
 convert -O vhdx plain.raw new

@@ -211,6 +211,20 @@ CREATION: dict[str, tuple[Option, ...]] = {
         _DISK_SIZE,
         Option("cluster_size", SIZE, "Parallels image cluster size", "1048576"),
     ),
+    # Formats that qemu-img 7.2 does not make; cow was kvm-88's.
+    "cow": (
+        _DISK_SIZE,
+        _BASE,
+        _BASE_FORMAT,
+        Option("subformat", TEXT, "Whose cow: qemu, uml1, uml2 or uml3"),
+    ),
+    "bochs": (
+        _DISK_SIZE,
+        _BASE,
+        _BASE_FORMAT,
+        Option("subformat", TEXT, "Kind of Bochs disk: growing, sparse or undoable"),
+    ),
+    "cloop": (_DISK_SIZE, Option("block_size", SIZE, "Size of a compressed block", "65536")),
     "luks": (
         _DISK_SIZE,
         Option("key-secret", TEXT, "ID of the secret that provides the keyslot passphrase"),

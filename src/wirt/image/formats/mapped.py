@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from wirt.errors import CorruptImage, ImageIoError, OutOfBounds, UsageError
 from wirt.image.base import (
@@ -22,6 +21,7 @@ from wirt.image.base import (
     Storage,
     WritableImage,
 )
+from wirt.image.extents import joined
 from wirt.image.zero_runs import data_runs
 
 SECTOR = 512
@@ -47,30 +47,6 @@ def read_metadata(storage: Storage, offset: int, length: int, what: str, budget:
     return read_exactly(storage, offset, length, what)
 
 
-def merged(runs: Iterator[Extent]) -> Iterator[Extent]:
-    """Join neighbours of one state whose bytes also lie side by side."""
-    last: Extent | None = None
-    for run in runs:
-        if last is not None and _continues(last, run):
-            last = replace(last, length=last.length + run.length)
-            continue
-        if last is not None:
-            yield last
-        last = run
-    if last is not None:
-        yield last
-
-
-def _continues(last: Extent, run: Extent) -> bool:
-    if last.kind != run.kind or last.compressed != run.compressed:
-        return False
-    if last.storage is not run.storage:
-        return False
-    if last.storage_offset is None or run.storage_offset is None:
-        return last.storage_offset == run.storage_offset
-    return last.storage_offset + last.length == run.storage_offset
-
-
 class MappedImage(Image):
     """A readable image: ``_run`` finds, ``pread`` and ``extents`` use what it found."""
 
@@ -93,16 +69,16 @@ class MappedImage(Image):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._check(offset, length)
-        yield from merged(self._runs(offset, length))
+        yield from joined(self._runs(offset, length))
 
     def pread(self, offset: int, length: int) -> bytes:
         self._check(offset, length)
-        parts = [self._read_run(run) for run in merged(self._runs(offset, length))]
+        parts = [self._read_run(run) for run in joined(self._runs(offset, length))]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def pread_into(self, offset: int, buffer: memoryview) -> None:
         self._check(offset, len(buffer))
-        for run in merged(self._runs(offset, len(buffer))):
+        for run in joined(self._runs(offset, len(buffer))):
             part = buffer[run.offset - offset : run.end - offset]
             if run.storage is None or run.storage_offset is None:
                 part[:] = self._read_run(run)

@@ -8,7 +8,7 @@ from wirt.cli.commands.img.info import print_snapshots
 from wirt.cli.image_access import Access, declare
 from wirt.cli.output import print_json, printable
 from wirt.errors import UnsupportedImage, UsageError
-from wirt.image.base import HasSnapshots, Image
+from wirt.image.base import HasSnapshots
 
 _DONE = {"create": "made", "apply": "the disk is as it was then", "rm": "removed"}
 
@@ -62,9 +62,7 @@ def _list(image: HasSnapshots, args: argparse.Namespace) -> None:
         print("there are no snapshots; make one: wirt img snapshot create IMAGE NAME")
 
 
-def _change(image: Image, action: str, name: str) -> None:
-    if not isinstance(image, HasSnapshots):
-        raise UnsupportedImage(f"{image.format_name} images have no snapshots")
+def _change(image: HasSnapshots, action: str, name: str) -> None:
     act = {
         "create": image.snapshot_create,
         "apply": image.snapshot_apply,

@@ -17,7 +17,8 @@ from wirt.image.formats.vmdk.create import (
     make_extents,
 )
 from wirt.image.formats.vmdk.descriptor import NO_PARENT, format_descriptor
-from wirt.image.formats.vmdk.image import VmdkImage, open_parent, parent_of
+from wirt.image.formats.vmdk.descriptor_text import parent_of
+from wirt.image.formats.vmdk.image import VmdkImage, open_parent
 from wirt.image.formats.vmdk.sparse import COWD, KDMV
 from wirt.image.formats.vmdk.stream import StreamVmdkImage, is_new_stream
 

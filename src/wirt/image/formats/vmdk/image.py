@@ -5,38 +5,29 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from wirt.errors import (
     CorruptImage,
     ImageAccessDenied,
-    ImageError,
     OutOfBounds,
     UnsupportedImage,
-    UsageError,
 )
 from wirt.image.base import Extent, ExtentKind, Image, ImageInfo, OpenOptions, Storage
-from wirt.image.formats.mapped import SECTOR, read_exactly, stored_size, verbatim
+from wirt.image.formats.mapped import SECTOR, stored_size, verbatim
 from wirt.image.formats.table_check import Faults, Use, find_faults
 from wirt.image.formats.table_image import OverlayTable, ResizableTable
 from wirt.image.formats.vmdk.descriptor import (
-    MAX_DESCRIPTOR,
     NO_PARENT,
     Descriptor,
     ExtentLine,
     changed_descriptor,
     cylinders,
-    parse_descriptor,
-    replaced_cid,
 )
+from wirt.image.formats.vmdk.descriptor_text import DescriptorText, parent_of
 from wirt.image.formats.vmdk.sesparse import SeSparseExtent
 from wirt.image.formats.vmdk.sparse import COWD, KDMV, SparseExtent, SparseHeader
-from wirt.image.locks import WRITER, lock
-from wirt.image.replacement import sync_directory
-from wirt.image.storage.file import FileStorage
 
-_NEW = ".new"
 _SPARSE = {"SPARSE", "VMFSSPARSE"}
 _FLAT = {"FLAT", "VMFS"}
 
@@ -66,14 +57,13 @@ class VmdkImage(ResizableTable, OverlayTable):
     def __init__(self, storage: Storage, options: OpenOptions) -> None:
         super().__init__(storage, options)
         self._fresh = True
-        self._text_place, self._text = _find_descriptor(storage)
+        self._text = DescriptorText(storage)
         self.parts: list[Part] = []
         self._lost_tables: list[tuple[SparseExtent, int]] = []
         self._files: list[Storage] = []
         self.new_files: list[str] = []
         """Paths of extents that a growing disk got, in the order of the disk."""
         self.removed_files: list[Storage] = []
-        self.descriptor = _descriptor_of(self._text)
         try:
             self._open_parts(options)
         except BaseException:
@@ -319,64 +309,23 @@ class VmdkImage(ResizableTable, OverlayTable):
 
     # Descriptor
 
-    def _is_embedded(self) -> bool:
-        return self._text_place > 0
+    @property
+    def descriptor(self) -> Descriptor:
+        return self._text.parsed
 
     def _replace_text(self, text: bytes, header: SparseHeader | None = None) -> None:
         """Let the descriptor be ``text`` (and the extent's header ``header``), at once."""
-        if self._is_embedded():
-            self._replace_embedded(text, header)
-        elif self.storage.fileno() is None:
-            self.storage.truncate(0)
-            self.storage.pwrite(0, text)
-        else:
-            self._replace_file(text)
-        self.storage.flush()
-        self._text = text
-        self.descriptor = _descriptor_of(text)
-
-    def _replace_embedded(self, text: bytes, header: SparseHeader | None) -> None:
-        """The header switches to a copy behind everything until the descriptor is rewritten."""
-        sparse = self.parts[0].sparse
-        if sparse is None:
-            raise CorruptImage("a sparse extent is missing")
-        header = header or sparse.header
-        room = header.descriptor_sectors * SECTOR
-        if len(text) > room:
-            raise UsageError("the descriptor has no room for so long a name")
-        padded = text.ljust(room, b"\0")
-        sparse.write_header(replace(header, descriptor=sparse.write_behind(padded)))
-        self.storage.pwrite(self._text_place, padded)
-        sparse.write_header(header)
-        sparse.trim()
-
-    def _replace_file(self, text: bytes) -> None:
-        """Put a new file in the descriptor's place, locked as the old one is."""
-        path = self.storage.name
-        new = FileStorage(path + _NEW, writable=True, create=True, exclusive=True)
-        try:
-            lock(new.fileno() or 0, WRITER, path=path)
-            new.pwrite(0, text)
-            new.flush()
-            os.rename(path + _NEW, path)
-        except BaseException:
-            new.close()
-            with suppress(FileNotFoundError):
-                os.unlink(path + _NEW)
-            raise
-        sync_directory(os.path.dirname(path) or ".")
-        new.name = path
-        self.storage.close()
-        self.storage = new
+        self._text.replace(text, self.parts[0].sparse, header)
+        self.storage = self._text.storage
 
     def set_backing(self, name: str | None, backing_format: str | None) -> None:
         self._before_write()
         self.flush()
-        if any(part.sparse is None for part in self.parts) or not self._text:
+        if any(part.sparse is None for part in self.parts) or not self._text.text:
             raise UnsupportedImage("a flat VMDK, or one without a descriptor, has no parent")
         parent = NO_PARENT if name is None else parent_of(self.storage, name)[0]
         settings = {"parentCID": f"{parent:08x}", "parentFileNameHint": name}
-        self._replace_text(changed_descriptor(self._text, settings=settings))
+        self._replace_text(changed_descriptor(self._text.text, settings=settings))
 
     # Size
 
@@ -414,8 +363,8 @@ class VmdkImage(ResizableTable, OverlayTable):
             count = cylinders(self.virtual_size, int(heads))
             settings["ddb.geometry.cylinders"] = str(count)
         lines = extent_lines(self)
-        if self._text:
-            text = changed_descriptor(self._text, settings=settings, extents=lines)
+        if self._text.text:
+            text = changed_descriptor(self._text.text, settings=settings, extents=lines)
             self._replace_text(text, header)
         elif header is not None and self.parts[0].sparse is not None:
             self.parts[0].sparse.write_header(header)
@@ -429,13 +378,9 @@ class VmdkImage(ResizableTable, OverlayTable):
     def _before_write(self) -> None:
         """Give the disk a new CID before its first change: children must not fit any more."""
         super()._before_write()
-        if self._fresh and self._text:
+        if self._fresh and self._text.text:
             self._fresh = False
-            cid = int.from_bytes(os.urandom(4)) % 0xFFFFFFFE
-            text = replaced_cid(self._text, cid)
-            self.storage.pwrite(self._text_place, text)
-            self.descriptor = _descriptor_of(text)
-            self._text = text
+            self._text.renew_cid()
 
     def flush(self) -> None:
         super().flush()
@@ -492,27 +437,6 @@ class VmdkImage(ResizableTable, OverlayTable):
         return self.descriptor.parent_cid != NO_PARENT
 
 
-def _find_descriptor(storage: Storage) -> tuple[int, bytes]:
-    """Return the descriptor's place and its bytes; none in an extent that is only a part."""
-    magic = storage.pread(0, 4)
-    if magic == COWD:
-        return 0, b""
-    if magic != KDMV:
-        return 0, storage.pread(0, min(storage.size(), MAX_DESCRIPTOR))
-    header = SparseHeader.parse(storage.pread(0, SECTOR))
-    if not header.descriptor:
-        return 0, b""
-    length = header.descriptor_sectors * SECTOR
-    if length > MAX_DESCRIPTOR:
-        raise CorruptImage(f"a descriptor of {length} bytes")
-    place = header.descriptor * SECTOR
-    return place, read_exactly(storage, place, length, "the descriptor")
-
-
-def _descriptor_of(text: bytes) -> Descriptor:
-    return parse_descriptor(text) if text else Descriptor({}, ())
-
-
 def extent_lines(image: VmdkImage) -> list[ExtentLine]:
     """Return the descriptor's extents, as long as the parts are now."""
     lines = list(image.descriptor.extents)
@@ -526,23 +450,6 @@ def extent_lines(image: VmdkImage) -> list[ExtentLine]:
     )
     parts = zip(lines + new, image.parts, strict=False)
     return [replace(line, sectors=part.length // SECTOR) for line, part in parts]
-
-
-def parent_of(storage: Storage, name: str) -> tuple[int, int]:
-    """Return CID and size of the disk ``name`` beside ``storage``. Raises UnsupportedImage."""
-    if '"' in name or not name.isprintable():
-        raise UsageError("a VMDK cannot name such a parent", hint="rename the parent")
-    with FileStorage(os.path.join(os.path.dirname(storage.name), name)) as file:
-        try:
-            _, text = _find_descriptor(file)
-            descriptor = parse_descriptor(text)
-        except ImageError as error:
-            raise UnsupportedImage(
-                f"the parent of a VMDK must itself be a VMDK: {error.message}"
-            ) from error
-        if file.pread(0, 4) == KDMV:
-            return descriptor.cid, SparseHeader.parse(file.pread(0, SECTOR)).capacity * SECTOR
-    return descriptor.cid, sum(line.sectors for line in descriptor.extents) * SECTOR
 
 
 def open_parent(image: VmdkImage, options: OpenOptions) -> Image:
