@@ -48,7 +48,7 @@ class Launched:
     def close(self) -> None:
         """Let go of a QEMU that others look after now."""
         self.qmp.close()
-        os.close(self.messages_fd)
+        self.messages_fd = _closed(self.messages_fd)
 
 
 @dataclass(slots=True)
@@ -71,7 +71,14 @@ class Starting:
     def end(self) -> None:
         """Undo the start."""
         end(self.process, self.tpm)
-        os.close(self.messages_fd)
+        self.messages_fd = _closed(self.messages_fd)
+
+
+def _closed(fd: int) -> int:
+    """Close a descriptor, but not another one that has its number since."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
 
 
 def begin(argv: list[str], inherit: Collection[int], tpm: Tpm | None = None) -> Starting:
@@ -170,6 +177,13 @@ def explain(messages: str, code: int | None) -> WirtError:
                 "  ", " "
             ),
             hint="another machine has it open: wirt ls, or fuser IMAGE",
+        )
+    if "Address already in use" in text:
+        card = re.search(r'"id":"([^"]+)-net"', text)
+        return Busy(
+            f"{card[1] if card else 'QEMU'} cannot listen: another program or machine has the "
+            f"address already ({text[-200:]})",
+            hint="choose another port, or see who has it: ss -lnpt",
         )
     if "No space left on device" in text:
         return NoSpace(text)

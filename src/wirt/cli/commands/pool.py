@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from wirt.cli.arguments import add_settings, example
+from wirt.cli.arguments import Parser, add_settings, example
 from wirt.cli.commands.create import add_disk_options, wish_of
 from wirt.cli.output import print_json, print_table, say
 from wirt.errors import UsageError
@@ -13,7 +13,7 @@ from wirt.vm.context import Context
 from wirt.vm.pool import Row, list_pools, refill, set_pool
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument("image", metavar="IMAGE", nargs="?", default="", help="debian:12 …")
     parser.add_argument("--size", type=int, metavar="N", help="how many; 0 removes the pool")

@@ -204,7 +204,7 @@ def _has_ignore_shared(qmp: QmpClient) -> bool:
 def not_handed_over(machine: Machine) -> str:
     """Return what a second QEMU could not take over while the first still has it."""
     for index, nic in enumerate(machine.nics):
-        alone = isinstance(nic.backend, Tap | Network | Switch | Passt)  # a descriptor
+        alone = isinstance(nic.backend, Tap | Passt)  # a descriptor
         if alone or not _takes_many(nic):
             return f"{nic_id(nic, index)} holds its end of a network"
     for display in machine.displays:

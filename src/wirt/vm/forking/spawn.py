@@ -8,7 +8,6 @@ the next command: nobody was told of it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
@@ -233,6 +232,7 @@ class Birth:
             argv=tuple(self._incoming.argv),
             paused_on_request=self.wish.paused,
             forwards=open_forwards(self._machine.nics),
+            wires=tuple(self._uplinks.wires),
             memory="anonymous" if manifest.in_devices else "fork",
         )
         return with_tpm(life, self._incoming.starting.tpm)
@@ -249,8 +249,7 @@ class Birth:
         """Leave nothing of a machine that failed on its way."""
         if self._session is not None:
             self._session.close()
-        with contextlib.suppress(OSError):
-            self._incoming.end()
+        self._incoming.end()
         self._unmake()
 
     def _unmake(self) -> None:

@@ -118,9 +118,13 @@ class Copying:
         source, qmp = self.source, self.source.qmp
         runs = not source.run.paused_on_request
         _prepare(qmp)
+        source.instant.ready()
         with qmp.events("STOP") as stops:
-            if runs and loses_writes(source.run.accelerator, source.capabilities):
-                qmp.execute("stop")
+            if self._stops_first():
+                if runs:
+                    qmp.execute("stop")
+                source.instant.stands()
+                source.instant.all_stand()
             receiver.begin()
             _await(qmp, _STOPPED, receiver)
             begin = _when(stops.get(1.0)) if runs else time.time()
@@ -131,11 +135,18 @@ class Copying:
         _await(qmp, "completed", receiver)
         failpoint("saved")
         go_on(qmp)
+        source.instant.runs()
         if not runs:  # a moment later: from where QEMU has put it now, it cannot be saved again
             qmp.execute("stop")
         pause = time.time() - begin if runs else 0.0
         receiver.finish()
         return begin, pause
+
+    def _stops_first(self) -> bool:
+        """QEMU would choose the moment by itself, and not the same as for another machine."""
+        source = self.source
+        lossy = loses_writes(source.run.accelerator, source.capabilities)
+        return lossy or source.instant.shared
 
     def _snapshot(self) -> None:
         """From here on the guest writes to the overlays: they are its images for good."""
