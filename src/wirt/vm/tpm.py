@@ -116,7 +116,12 @@ def spawn_with(
         )
         os.close(pid_write)
         pid_write = -1
-        return process, _read_pid(pid_read)
+        try:
+            return process, _read_pid(pid_read)
+        except BaseException:  # Ctrl-C: nobody else knows of the process yet
+            process.kill()
+            process.wait()
+            raise
     finally:
         for fd in (settings_fd, pid_read):
             os.close(fd)
