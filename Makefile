@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
-	uidmap openssh-client python3-venv
+	uidmap openssh-client python3-venv swtpm
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl
 TEST_PACKAGES += grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
 TEST_PACKAGES += bximage cloop-utils lzop lz4

@@ -38,6 +38,11 @@ class WirtError(Exception):
         self.message = message
         self.hint = hint
 
+    def concerns(self, name: str) -> None:
+        """Put in front which one it was, where several things are done at once."""
+        self.message = f"{name}: {self.message}"
+        self.args = (self.message,)
+
 
 class UsageError(WirtError):
     """The command line, or a value given on it, is wrong."""

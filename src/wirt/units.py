@@ -59,6 +59,6 @@ def parse_duration(text: str) -> float:
     match = _TIME.fullmatch(text.strip())
     if not match:
         raise UsageError(
-            f"{text[:40]!r} is not a duration", hint="write a number and a unit: 90s, 5m, 1h"
+            f"{text[:40]!r} is not a duration", hint="write a number and a unit: 200ms, 90s, 5m, 1h"
         )
     return float(match[1]) * _SECONDS[(match[2] or "s").lower()]

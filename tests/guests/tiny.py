@@ -32,7 +32,8 @@ ip link set lo up
 stty -echo -F /dev/ttyS0
 echo tiny-ready > /dev/ttyS0
 export PS1=
-exec setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'
+# Not as process 1: an interactive shell ends when an orphan that it was given does.
+setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'
 """
 DHCP = """#!/bin/sh
 [ "$1" = bound ] || exit 0
@@ -106,9 +107,9 @@ class Shell:
     def __call__(self, command: str, *, check: bool = True, timeout: float = SECONDS) -> str:
         """Run a command and return what it printed."""
         number = next(self._numbers)
-        self._socket.settimeout(timeout)
+        self._socket.settimeout(SECONDS)
         self._socket.sendall(f"({command}) 2>&1; echo E{number}N:$?:\n".encode())
-        output = self._read_until(rb"E%dN:(\d+):\r?\n" % number)
+        output = self._read_until(rb"E%dN:(\d+):\r?\n" % number, timeout)
         text, _, rest = output.rpartition(f"E{number}N:")
         code = int(rest.split(":")[0])
         assert not check or code == 0, f"{command}: {code}\n{text}"
@@ -118,11 +119,14 @@ class Shell:
         """Type a line that keeps the shell busy: what it prints is for others to read."""
         self._socket.sendall(line)
 
-    def _read_until(self, pattern: bytes) -> str:
-        deadline = time.monotonic() + SECONDS
+    def _read_until(self, pattern: bytes, timeout: float = SECONDS) -> str:
+        deadline = time.monotonic() + timeout
         while not (match := re.search(pattern, self._text)):
-            assert time.monotonic() < deadline, self._text[-2000:]
-            data = self._socket.recv(65536)
+            self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                data = self._socket.recv(65536)
+            except TimeoutError:
+                data = b""
             assert data, self._text[-2000:]
             self._text += data
         found, self._text = self._text[: match.end()], self._text[match.end() :]

@@ -164,3 +164,24 @@ def each(names: Iterable[str], act: Any, *, debug: bool) -> int:
             print_error(error, as_json=False)
             code = code or error.exit_code
     return code
+
+
+def each_told(args: argparse.Namespace, done: str, act: Callable[[str], object]) -> int:
+    """Run ``act`` for each of ``args.names``, as ``each``, and tell what was ``done``.
+
+    One line for each; with ``--json`` one object, in which ``done`` is the key to their names.
+    """
+    from wirt.cli.output import print_json
+
+    names: list[str] = []
+
+    def one(name: str) -> None:
+        act(name)
+        names.append(name)
+        if not args.json:
+            print(f"{name}: {done}")
+
+    code = each(args.names, one, debug=args.debug)
+    if args.json:
+        print_json({done: names})
+    return code

@@ -170,7 +170,7 @@ def _ssh_error(end: SshEnd, said: str, last: str) -> WirtError:
             f"{end.host} refuses our key: {last}",
             hint=f"make this work without a password: {name} true",
         )
-    return HostError(f"{end.host} cannot be reached by ssh: {last}", hint=f"try: {name} true")
+    return HostError(f"{end.host} cannot be reached by ssh: {last}", hint=f"{name} true")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-from types import TracebackType
-from typing import Self
 
 from wirt.errors import CommandRefused, ProtocolError
+from wirt.protocols.closing import Closing
 from wirt.protocols.deadline import Deadline
 from wirt.protocols.unixsocket import UnixConnection
 
@@ -42,7 +41,7 @@ def parse_reply(command: str, data: bytes) -> list[str]:
     return []
 
 
-class Console:
+class Console(Closing):
     """A connection to a management socket; commands are single lines."""
 
     def __init__(self, path: str, *, timeout: float = 10.0) -> None:
@@ -74,14 +73,3 @@ class Console:
 
     def close(self) -> None:
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -13,6 +13,7 @@ import signal
 
 import msgspec
 
+from wirt.host.process import find_program
 from wirt.host.process_id import ProcessId
 from wirt.net.helper import start
 from wirt.net.place import Place
@@ -71,7 +72,7 @@ def _line(server: Server, place: Place) -> list[str]:
     first, last = network[min(10, network.num_addresses // 2)], network[-2]
     line = [
         # In a private place there is no other user to become, which --no-daemon leaves out.
-        "dnsmasq", "--no-daemon" if place.is_private else "--keep-in-foreground",
+        find_program("dnsmasq"), "--no-daemon" if place.is_private else "--keep-in-foreground",
         "--conf-file=/dev/null", "--log-facility=-",
         "--bind-interfaces", f"--interface={server.interface}", "--except-interface=lo",
         f"--listen-address={server.address.ip}", "--no-hosts", "--dhcp-authoritative",

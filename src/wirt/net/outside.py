@@ -6,6 +6,7 @@ import ipaddress
 import os
 
 from wirt.errors import HostError
+from wirt.host.process import find_program
 from wirt.host.process_id import ProcessId
 from wirt.net.helper import start
 from wirt.net.place import Place
@@ -50,8 +51,8 @@ def run_slirp(place: Place, *, lock: int) -> ProcessId:
     try:
         return start(
             [
-                "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback",
-                f"--ready-fd={write_fd}", str(place.pid), SLIRP_TAP,
+                find_program("slirp4netns"), "--configure", "--mtu=65520",
+                "--disable-host-loopback", f"--ready-fd={write_fd}", str(place.pid), SLIRP_TAP,
             ],
             what="slirp4netns",
             ready=lambda _: _said_ready(read_fd),
@@ -80,7 +81,7 @@ def hold_place(*, lock: int) -> ProcessId:
     hold = f"ip link set lo up && echo > /proc/self/fd/{write_fd} && exec sleep infinity"
     try:
         return start(
-            ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", hold],
+            [find_program("unshare"), "--user", "--map-root-user", "--net", "sh", "-c", hold],
             what="unshare",
             ready=lambda _: _said_ready(read_fd),
             inherit=[lock, write_fd],

@@ -85,6 +85,12 @@ def tap(place: Place, name: str, mac: str, *, offload: bool = True) -> tuple[int
     return fds[0], made
 
 
+def require_taps() -> None:
+    """Refuse what needs a TAP that another program makes. Raises MissingDependency."""
+    if not os.path.exists(descriptors.TUN):
+        raise _tap_error({"errno": errno.ENOENT}, "", HERE)
+
+
 def _tap_error(answer: dict[str, object], name: str, place: Place) -> WirtError:
     number = answer.get("errno")
     if number == errno.ENOENT:

@@ -92,8 +92,9 @@ def run_switch(
     As ``uid`` (when root) unless it needs a TAP.
     """
     line = [
-        "vde_switch", "-s", sockets.control, "-M", sockets.console, "-n", str(ports + 1),
-        "-m", "0660", "--dirmode", "0770", "--mgmtmode", "0600", "-f", "/dev/null",
+        find_program("vde_switch"), "-s", sockets.control, "-M", sockets.console,
+        "-n", str(ports + 1), "-f", "/dev/null",
+        "-m", "0660", "--dirmode", "0770", "--mgmtmode", "0600",
     ]  # fmt: skip
     if tap:
         line += ["-t", tap]

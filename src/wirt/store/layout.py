@@ -14,6 +14,8 @@ Nothing else builds paths.
     │   │   ├── run.lock      held by the QEMU process: held means running
     │   │   ├── snapshots/    0700 NAME.json for each: which state it is, see wirt.store.snapshots
     │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
+    │   │   ├── tpm/          0700 of the VM's uid: what its TPM keeps, swtpm's directory
+    │   │   ├── next-tpm/     likewise, for the QEMU that it is being handed over to
     │   │   └── log/          0700 of the VM's uid: console and QEMU messages, bounded
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
     │   └── .old-XXXXXXXX/    a machine being removed; likewise
@@ -30,11 +32,15 @@ Nothing else builds paths.
     │   │   ├── devices       0440 what QEMU saved of its devices
     │   │   ├── diskN.FORMAT  0440 frozen image of disks[N]
     │   │   ├── uefi-variables.fd
+    │   │   ├── tpm/          of a machine that was down; else QEMU has it in devices
     │   │   └── mem           0440 the memory, if it is kept on disk
     │   └── .old-XXXXXXXX/    a state being removed; garbage
     ├── templates/            0700: warm images, see wirt.store.templates
     │   ├── FINGERPRINT.json  0600 which state is one, and of what; its time is that of its use
     │   └── FINGERPRINT.lock  held by the wirt command that makes it
+    ├── pools/                0700: how many forks of a template wait, see wirt.store.pools
+    │   ├── FINGERPRINT.json  0600 of which template, and how many
+    │   └── FINGERPRINT.lock  held by the wirt command that fills or changes it
     ├── images/               guest images, see wirt.catalog
     └── cache/                facts that can be found again
 
@@ -66,16 +72,45 @@ from wirt.errors import HostError, NotFound, UsageError
 SOCKET_PATH_MAX = 107
 
 
-class VmPaths(msgspec.Struct, frozen=True):
-    """The paths of one machine. ``root`` may be a directory still being made."""
+class OwnPaths(msgspec.Struct, frozen=True):
+    """The paths that machines and wires have alike. ``root`` may be a directory being made."""
 
     root: str
     runtime_base: str
-    memory_directory: str = ""
 
     @property
     def name(self) -> str:
         return os.path.basename(self.root)
+
+    @property
+    def record(self) -> str:
+        return os.path.join(self.root, "state.json")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.root, "lock")
+
+    @property
+    def run_lock(self) -> str:
+        return os.path.join(self.root, "run.lock")
+
+    @property
+    def runtime(self) -> str:
+        """The directory of the sockets. Raises NotFound if what they belong to is gone."""
+        try:
+            info = os.stat(self.root)
+        except FileNotFoundError:
+            raise self._gone() from None
+        return os.path.join(self.runtime_base, f"{info.st_dev:x}-{info.st_ino:x}")
+
+    def _gone(self) -> NotFound:
+        return NotFound(f"there is no {self.name!r}")
+
+
+class VmPaths(OwnPaths, frozen=True):
+    """The paths of one machine."""
+
+    memory_directory: str = ""
 
     @property
     def home(self) -> Home:
@@ -88,20 +123,8 @@ class VmPaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, "machine.toml")
 
     @property
-    def record(self) -> str:
-        return os.path.join(self.root, "state.json")
-
-    @property
     def started(self) -> str:
         return os.path.join(self.root, "started.json")
-
-    @property
-    def lock(self) -> str:
-        return os.path.join(self.root, "lock")
-
-    @property
-    def run_lock(self) -> str:
-        return os.path.join(self.root, "run.lock")
 
     @property
     def disks(self) -> str:
@@ -117,6 +140,14 @@ class VmPaths(msgspec.Struct, frozen=True):
     @property
     def uefi_variables(self) -> str:
         return os.path.join(self.disks, "uefi-variables.fd")
+
+    @property
+    def tpm(self) -> str:
+        return os.path.join(self.root, "tpm")
+
+    @property
+    def next_tpm(self) -> str:
+        return os.path.join(self.root, "next-tpm")
 
     @property
     def seed(self) -> str:
@@ -143,13 +174,8 @@ class VmPaths(msgspec.Struct, frozen=True):
     def ssh_known_hosts(self) -> str:
         return os.path.join(self.root, "known_hosts")
 
-    @property
-    def runtime(self) -> str:
-        """The directory of the sockets. Raises NotFound if the machine is gone."""
-        try:
-            return _runtime(self.root, self.runtime_base)
-        except FileNotFoundError:
-            raise NotFound(f"there is no machine {self.name!r}", hint="wirt ls") from None
+    def _gone(self) -> NotFound:
+        return NotFound(f"there is no machine {self.name!r}", hint="wirt ls")
 
     @property
     def memory(self) -> str:
@@ -204,6 +230,10 @@ class StatePaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, "uefi-variables.fd")
 
     @property
+    def tpm(self) -> str:
+        return os.path.join(self.root, "tpm")
+
+    @property
     def kept_memory(self) -> str:
         """The memory on disk: survives a reboot of the host."""
         return os.path.join(self.root, "mem")
@@ -218,47 +248,21 @@ class StatePaths(msgspec.Struct, frozen=True):
 
 
 NetworkKind = Literal["switch", "bridge", "cable", "lab"]
+NOUNS = {"switch": "switch", "bridge": "network", "cable": "cable", "lab": "lab"}
+"""How users call a kind."""
 
 
-class NetworkPaths(msgspec.Struct, frozen=True):
+class NetworkPaths(OwnPaths, frozen=True, kw_only=True):
     """The paths of a switch, a bridge network, a cable or a lab."""
 
     kind: NetworkKind
-    root: str
-    runtime_base: str
 
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.root)
-
-    @property
-    def record(self) -> str:
-        return os.path.join(self.root, "state.json")
-
-    @property
-    def lock(self) -> str:
-        return os.path.join(self.root, "lock")
-
-    @property
-    def run_lock(self) -> str:
-        return os.path.join(self.root, "run.lock")
-
-    @property
-    def runtime(self) -> str:
-        """The directory of the sockets. Raises NotFound if it is gone."""
-        try:
-            return _runtime(self.root, self.runtime_base)
-        except FileNotFoundError:
-            raise NotFound(f"there is no {self.kind} {self.name!r}") from None
+    def _gone(self) -> NotFound:
+        return NotFound(f"there is no {NOUNS[self.kind]} {self.name!r}")
 
     def file(self, name: str) -> str:
         """Return the path of a socket or file in the runtime directory."""
         return os.path.join(self.runtime, name)
-
-
-def _runtime(root: str, base: str) -> str:
-    info = os.stat(root)
-    return os.path.join(base, f"{info.st_dev:x}-{info.st_ino:x}")
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -291,6 +295,16 @@ class Home(msgspec.Struct, frozen=True):
         return os.path.join(self.templates, f"{fingerprint}.lock")
 
     @property
+    def pools(self) -> str:
+        return os.path.join(self.root, "pools")
+
+    def pool(self, fingerprint: str) -> str:
+        return os.path.join(self.pools, f"{fingerprint}.json")
+
+    def pool_lock(self, fingerprint: str) -> str:
+        return os.path.join(self.pools, f"{fingerprint}.lock")
+
+    @property
     def images(self) -> str:
         return os.path.join(self.root, "images")
 
@@ -321,7 +335,8 @@ class Home(msgspec.Struct, frozen=True):
         return os.path.join(self.root, "networks", kind)
 
     def network(self, kind: NetworkKind, name: str) -> NetworkPaths:
-        return NetworkPaths(kind, os.path.join(self.networks(kind), name), self.runtime_base)
+        root = os.path.join(self.networks(kind), name)
+        return NetworkPaths(root, self.runtime_base, kind=kind)
 
 
 def default_home() -> Home:

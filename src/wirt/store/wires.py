@@ -19,7 +19,7 @@ import msgspec
 from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
 from wirt.spec.setting import NAME_PATTERN
 from wirt.store.atomic import host_error, sync_directory, write_file
-from wirt.store.layout import Home, NetworkKind, NetworkPaths, private_directory
+from wirt.store.layout import NOUNS, Home, NetworkKind, NetworkPaths, private_directory
 from wirt.store.locks import command_lock, try_lock
 from wirt.typed_json import decode
 
@@ -106,8 +106,8 @@ class LabRecord(msgspec.Struct, frozen=True):
     """The description, as it was read."""
     parent: str = ""
     """The lab that this one was forked from."""
-    standing: bool = False
-    """A command has let the machines stand still, and will let them go on."""
+    maker: Process | None = None
+    """The command that forks it, until it is whole; if that is killed, nothing of it stays."""
     machines: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def check_name(kind: NetworkKind, name: str) -> str:
     if not _NAME.fullmatch(name):
         shown = name if len(name) <= 40 else f"{name[:37]}…"
         raise UsageError(
-            f"{shown!r} cannot be the name of a {kind}",
+            f"{shown!r} cannot be the name of a {NOUNS[kind]}",
             hint="letters, digits, dot, dash and underscore, at most 63, no leading dot or dash",
         )
     return name
@@ -148,7 +148,7 @@ def find(home: Home, kind: NetworkKind, name: str) -> NetworkPaths:
 
     near = difflib.get_close_matches(name, names(home, kind), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"see what there is: {_VERBS[kind]}"
-    raise NotFound(f"there is no {kind} {name!r}", hint=hint)
+    raise NotFound(f"there is no {NOUNS[kind]} {name!r}", hint=hint)
 
 
 @contextmanager
@@ -157,10 +157,9 @@ def new(home: Home, kind: NetworkKind, name: str) -> Iterator[NetworkPaths]:
 
     Raises AlreadyExists. What a killed block leaves is swept by the next.
     """
-    target = home.network(kind, check_name(kind, name))
+    require_free(home, kind, name)
+    target = home.network(kind, name)
     _prepare(home, kind)
-    if os.path.exists(target.root):
-        raise _taken(kind, name)
     paths = home.network(kind, f".new-{os.urandom(8).hex()}")
     try:
         os.mkdir(paths.root, 0o711)
@@ -177,6 +176,12 @@ def new(home: Home, kind: NetworkKind, name: str) -> Iterator[NetworkPaths]:
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def require_free(home: Home, kind: NetworkKind, name: str) -> None:
+    """Refuse a name that is none, or that another wire has. Raises UsageError, AlreadyExists."""
+    if os.path.exists(home.network(kind, check_name(kind, name)).root):
+        raise _taken(kind, name)
 
 
 def _prepare(home: Home, kind: NetworkKind) -> None:
@@ -205,7 +210,7 @@ def _rename(paths: NetworkPaths, target: NetworkPaths) -> None:
 
 
 def _taken(kind: NetworkKind, name: str) -> AlreadyExists:
-    return AlreadyExists(f"there is a {kind} {name!r} already", hint="choose another name")
+    return AlreadyExists(f"there is a {NOUNS[kind]} {name!r} already", hint="choose another name")
 
 
 def remove(home: Home, paths: NetworkPaths) -> None:
@@ -232,7 +237,7 @@ def locked(
 
     def tell() -> None:
         if waiting:
-            waiting(f"waiting for another wirt command that is busy with {kind} {name!r}")
+            waiting(f"waiting for another wirt command that is busy with {NOUNS[kind]} {name!r}")
 
     with command_lock(paths.lock, timeout=120.0, waiting=tell):
         yield paths
@@ -245,11 +250,12 @@ def read(paths: NetworkPaths, record: type[R]) -> R:
             found = decode(file.read(_MAX_BYTES), record)
     except FileNotFoundError:
         raise NotFound(
-            f"there is no {paths.kind} {paths.name!r}", hint=_VERBS[paths.kind]
+            f"there is no {NOUNS[paths.kind]} {paths.name!r}", hint=_VERBS[paths.kind]
         ) from None
     except msgspec.MsgspecError as error:
         raise HostError(
-            f"{paths.record} is damaged: {error}", hint=f"remove the {paths.kind}, make it anew"
+            f"{paths.record} is damaged: {error}",
+            hint=f"remove the {NOUNS[paths.kind]}, make it anew",
         ) from error
     except OSError as error:
         raise host_error(error, paths.record) from error

@@ -22,10 +22,13 @@ from wirt.errors import (
     WirtError,
 )
 from wirt.host.process import spawn
+from wirt.host.process_id import ProcessId
 from wirt.protocols.qmp.client import QmpClient
+from wirt.vm.tpm import Tpm, spawn_with
 
 _POLL_SECONDS = 0.003
 _MESSAGE_BYTES = 64 << 10
+_END_SECONDS = 15.0
 
 
 @dataclass(slots=True)
@@ -36,15 +39,16 @@ class Launched:
     qmp: QmpClient
     messages_fd: int
     """The reading end of its standard error."""
+    tpm: ProcessId | None = None
 
     def kill(self) -> None:
         """Undo the launch: the guest has not run."""
-        end(self.process)
+        end(self.process, self.tpm)
 
     def close(self) -> None:
         """Let go of a QEMU that others look after now."""
         self.qmp.close()
-        os.close(self.messages_fd)
+        self.messages_fd = _closed(self.messages_fd)
 
 
 @dataclass(slots=True)
@@ -53,6 +57,7 @@ class Starting:
 
     process: subprocess.Popen[bytes]
     messages_fd: int
+    tpm: ProcessId | None = None
 
     def connect(self, qmp_socket: str, *, timeout: float) -> Launched:
         """Return it when it answers; end it if it does not. Raises QemuError, Timeout."""
@@ -61,33 +66,48 @@ class Starting:
         except BaseException:
             self.end()
             raise
-        return Launched(self.process, qmp, self.messages_fd)
+        return Launched(self.process, qmp, self.messages_fd, self.tpm)
 
     def end(self) -> None:
         """Undo the start."""
-        end(self.process)
-        os.close(self.messages_fd)
+        end(self.process, self.tpm)
+        self.messages_fd = _closed(self.messages_fd)
 
 
-def begin(argv: list[str], inherit: Collection[int]) -> Starting:
-    """Start QEMU without waiting for it."""
+def _closed(fd: int) -> int:
+    """Close a descriptor, but not another one that has its number since."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
+def begin(argv: list[str], inherit: Collection[int], tpm: Tpm | None = None) -> Starting:
+    """Start QEMU, and its TPM, without waiting for it."""
     read_fd, write_fd = os.pipe()
-    try:
-        process = spawn(
-            argv, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
-            pass_fds=inherit, new_session=True, cwd="/",
+
+    def start(line: list[str], fds: Collection[int]) -> subprocess.Popen[bytes]:
+        return spawn(
+            line, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
+            pass_fds=fds, new_session=True, cwd="/",
         )  # fmt: skip
+
+    try:
+        if tpm is None:
+            return Starting(start(argv, inherit), read_fd)
+        process, module = spawn_with(tpm, argv, inherit, start)
+        return Starting(process, read_fd, module)
     except BaseException:
         os.close(read_fd)
         raise
     finally:
         os.close(write_fd)
-    return Starting(process, read_fd)
 
 
-def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: float) -> Launched:
+def launch(
+    argv: list[str], qmp_socket: str, inherit: list[int], tpm: Tpm | None, *, timeout: float
+) -> Launched:
     """Start QEMU and connect to it within ``timeout`` seconds. Raises QemuError, Timeout."""
-    return begin(argv, inherit).connect(qmp_socket, timeout=timeout)
+    return begin(argv, inherit, tpm).connect(qmp_socket, timeout=timeout)
 
 
 def _connect(
@@ -158,6 +178,13 @@ def explain(messages: str, code: int | None) -> WirtError:
             ),
             hint="another machine has it open: wirt ls, or fuser IMAGE",
         )
+    if "Address already in use" in text:
+        card = re.search(r'"id":"([^"]+)-net"', text)
+        return Busy(
+            f"{card[1] if card else 'QEMU'} cannot listen: another program or machine has the "
+            f"address already ({text[-200:]})",
+            hint="choose another port, or see who has it: ss -lnpt",
+        )
     if "No space left on device" in text:
         return NoSpace(text)
     missing = re.search(r"'([\w.-]+)' is not a valid device model name", text)
@@ -186,7 +213,9 @@ def _clean(messages: str) -> str:
     return "; ".join(lines[-4:])[:1000]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill and reap a child that must not run."""
+def end(process: subprocess.Popen[bytes], tpm: ProcessId | None = None) -> None:
+    """Kill and reap a child that must not run; its TPM ends with it."""
     process.kill()
     process.wait()
+    if tpm is not None:
+        tpm.wait(_END_SECONDS)

@@ -27,12 +27,12 @@ from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
 from wirt.vm.forking.spawn import Wish as SpawnWish
 from wirt.vm.forking.spawn import nothing, spawn_from
+from wirt.vm.pool import PREFIX, claim, refill_behind
 from wirt.vm.remove import remove
 from wirt.vm.source import Source
 from wirt.vm.start import start
 from wirt.vm.template import Sought, find_warm, make_warm, seek
 
-PREFIX = "run-"
 _POLL_SECONDS = 0.2
 
 
@@ -70,15 +70,20 @@ def temporary(
 ) -> Iterator[str]:
     """Yield the name of a running machine that is removed at the end, whatever happens.
 
-    It is a fork of a template where one fits; else it boots, and becomes one. ``cold`` does
-    without. If this process is killed, the next one that makes a machine removes it.
+    It is one that waits in a pool, or a fork of a template where one fits; else it boots, and
+    becomes one. ``cold`` does without. If this process is killed, the next one that makes a
+    machine removes it.
     ``meanwhile`` is called when a fork's QEMU is starting, which takes a moment.
     """
     remove_orphans(context)
     name = f"{PREFIX}{os.urandom(4).hex()}"
     sought = None if cold else seek(context, source, wish)
+    waiting = claim(context, sought.fingerprint) if sought is not None else None
     try:
-        if sought is None:
+        if waiting is not None:
+            context.say(f"taken from the pool: {waiting}")
+            name = waiting
+        elif sought is None:
             bring_up(context, name, source, replace(wish, temporary=True), timeout=timeout)
         else:
             _warm_up(context, name, sought, wish, timeout, meanwhile)
@@ -86,6 +91,22 @@ def temporary(
     finally:
         if name in machine_names(context.home):
             remove(context, name, force=True)
+        if sought is not None:
+            refill_behind(context, sought.fingerprint)
+
+
+def ensure_warm(context: Context, source: Source, wish: Wish, *, timeout: float) -> Sought:
+    """Return the template for this source; it is made if there is none. Raises WrongState."""
+    sought = seek(context, source, wish)
+    if sought is None:
+        raise WrongState(
+            "these machines always boot: there can be no template, and so no pool",
+            hint="a built image, without published ports; with KVM also --set forkable=on",
+        )
+    if find_warm(context, sought) is None:
+        with temporary(context, source, wish, timeout=timeout):
+            pass
+    return sought
 
 
 def _warm_up(

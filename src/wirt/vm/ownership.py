@@ -50,11 +50,11 @@ def make_runtime(paths: VmPaths, record: Record) -> str:
 
 
 def give(paths: VmPaths, record: Record) -> None:
-    """Make the VM's uid the owner of its images and logs."""
+    """Make the VM's uid the owner of its images, logs and TPM."""
     if not record.uid:
         return
     try:
-        for directory in (paths.disks, paths.log):
+        for directory in (paths.disks, paths.log, paths.tpm):
             for root, _, files in os.walk(directory):
                 os.chown(root, record.uid, record.uid)
                 for name in files:

@@ -40,6 +40,7 @@ from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import release_all
 from wirt.vm.preflight import image_path
 from wirt.vm.session import guest_session
+from wirt.vm.tpm import await_end
 
 DEFAULT_SECONDS = 90.0
 _QUIT_SECONDS = 15.0
@@ -193,6 +194,7 @@ def _clean_up(context: Context, paths: VmPaths, record: Record) -> None:
     if record.run is not None:
         release_all(context, paths.name, record.run.wires)
     end_disk_server(record.run)
+    await_end(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     remove_memory(paths)
 
@@ -223,4 +225,7 @@ def _vcpus(context: Context, name: str, command: str) -> None:
         if run is not None:
             run = msgspec.structs.replace(run, paused_on_request=command == "stop")
         due = None if due is not None else record.identity_due
-        write_record(paths.record, msgspec.structs.replace(record, run=run, identity_due=due))
+        pool = "" if command == "cont" else record.pool
+        write_record(
+            paths.record, msgspec.structs.replace(record, run=run, identity_due=due, pool=pool)
+        )

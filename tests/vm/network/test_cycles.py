@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vm.network.cycles import cycle, left
+from tests.vm.network.cycles import cycle, left, reapers, settled
 
 pytestmark = [
     pytest.mark.needs_qemu,
@@ -18,7 +18,9 @@ pytestmark = [
 
 def test_what_comes_up_and_goes_down_leaves_nothing(net):
     cycle(net.context)
+    for thread in reapers():
+        thread.join(30)
     before = left(net.context)
     for _ in range(2):
         cycle(net.context)
-    assert left(net.context) == before
+    assert settled(net.context, before) == before

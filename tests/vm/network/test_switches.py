@@ -144,7 +144,7 @@ def test_a_switch_refuses_what_it_cannot_be(net):
         create_switch(context, "one", SwitchWish(uplink="bridge=nowhere"))
     with pytest.raises(UsageError, match="is not a bridge"):
         create_switch(context, "one", SwitchWish(uplink="bridge=lo"))
-    with pytest.raises(NotFound, match="no bridge 'office'"):
+    with pytest.raises(NotFound, match="no network 'office'"):
         create_switch(context, "one", SwitchWish(uplink="network=office"))
     with pytest.raises(UsageError):
         create_switch(context, "one", SwitchWish(ports=4, vlans=(PortVlan(5, 7),)))

@@ -15,10 +15,10 @@ import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from wirt.errors import GuestError, PeerClosed, ProtocolError, Timeout, UsageError
+from wirt.protocols.closing import Closing
 from wirt.protocols.deadline import Deadline
 from wirt.protocols.guest.codec import (
     Frame,
@@ -45,7 +45,7 @@ DEFAULT_TIMEOUT = 10.0
 START_TIMEOUT = 30.0
 
 
-class GuestSession:
+class GuestSession(Closing):
     """A session with the helper. Not for use by two threads at once, but for ``resize``
     and ``send_signal``, which signal handlers and other threads may call during ``exec``.
 
@@ -203,17 +203,6 @@ class GuestSession:
         if self._connection.fileno() >= 0:
             self._connection.close()
             self._controls.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _exec_fields(

@@ -13,12 +13,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
 from wirt.errors import CommandRefused, GuestError, PeerClosed, ProtocolError, Timeout
+from wirt.protocols.closing import Closing
 from wirt.protocols.deadline import Deadline
 from wirt.protocols.jsonlines import decode
 from wirt.protocols.qga.codec import (
@@ -56,7 +56,7 @@ class Nothing(msgspec.Struct, frozen=True):
     """The empty object that most commands return."""
 
 
-class AgentClient:
+class AgentClient(Closing):
     """A synchronised session with the agent. Not for use by two threads at once.
 
     Every call may raise Timeout, ProtocolError, PeerClosed or CommandRefused. After a
@@ -300,14 +300,3 @@ class AgentClient:
 
     def close(self) -> None:
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -17,12 +17,12 @@ import socket
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 import msgspec
 
 from wirt.errors import CommandRefused, PeerClosed, ProtocolError, Timeout
+from wirt.protocols.closing import Closing
 from wirt.protocols.deadline import Deadline
 from wirt.protocols.jsonlines import decode
 from wirt.protocols.qmp.codec import (
@@ -65,7 +65,7 @@ class Subscription:
         return self._queue.dropped
 
 
-class QmpClient:
+class QmpClient(Closing):
     """A negotiated QMP connection. Not for use by two threads at once.
 
     Every call may raise ProtocolError, PeerClosed or Timeout. After a Timeout the client
@@ -257,14 +257,3 @@ class QmpClient:
 
     def close(self) -> None:
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -33,6 +33,7 @@ from wirt.vm.forking.incoming import Ground
 from wirt.vm.forking.outcome import Outcome
 from wirt.vm.forking.spawn import Birth, Wish
 from wirt.vm.keeping import LOG_LIMIT
+from wirt.vm.tpm import copy_state
 
 SAME = Wish(same_identity=True)
 
@@ -157,6 +158,8 @@ def _lay_images(ground: Ground, paths: VmPaths) -> None:
             make_overlay(target, disk, state)
     if os.path.exists(state.uefi_variables):
         _copy(state.uefi_variables, paths.uefi_variables)
+    if os.path.isdir(state.tpm):
+        copy_state(state.tpm, paths.tpm)
 
 
 def _copy_logs(old: VmPaths, paths: VmPaths) -> None:

@@ -6,12 +6,14 @@ QEMU, started beside the first and loaded while the guest stands still, maps it 
     names, overlays, journal │ second QEMU starts │ stop ─ save ─ load ─ decide ─ cont │ finish
                              (the guest runs)     └────────── the pause ───────────────┘
 
-A machine that cannot be handed over (its memory is not in a file, a command runs in it, its
+The second gets ports and TAPs of its own on the networks that the first is plugged into. A
+machine that cannot be handed over (its memory is not in a file, a command runs in it, its
 network is a device of the host's) stays in its QEMU: see ``wirt.vm.forking.stream``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -34,9 +36,10 @@ from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.locks import join_run_lock
 from wirt.store.machines import locked
 from wirt.store.record import Handover, Record, write_record
-from wirt.store.states import GuestFacts, Manifest, new_state, sweep_states
+from wirt.store.states import Manifest, new_state, sweep_states
 from wirt.units import MIB
 from wirt.vm import state
+from wirt.vm.block_jobs import end_jobs
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
 from wirt.vm.forking.disks import (
@@ -53,10 +56,13 @@ from wirt.vm.forking.incoming import (
     ground_of,
     set_capabilities,
 )
+from wirt.vm.forking.instant import Instant
 from wirt.vm.forking.source import Frozen, Source
 from wirt.vm.forking.stream import Copying
 from wirt.vm.monitor import connect
+from wirt.vm.network.uplinks import Uplinks, make_uplinks
 from wirt.vm.start import DEFAULT_BINARY, for_tcg
+from wirt.vm.tpm import with_tpm
 
 SAVE_SECONDS = 120.0
 _SHORT = MIB
@@ -70,7 +76,7 @@ def freeze(
     *,
     keep_process: bool = False,
     label: str = "",
-    guest: GuestFacts | None = None,
+    instant: Instant | None = None,
 ) -> Frozen:
     """Freeze a running machine, which goes on; return the state.
 
@@ -79,12 +85,13 @@ def freeze(
     machine that stands on it, the state.
 
     With ``keep_process`` it goes on in the same QEMU: open connections and running commands
-    live on, and the memory is copied. ``guest`` is what is known of the guest, if it cannot
-    be asked now because it stands still. Raises WrongState, naming device and
-    cure, before anything is touched.
+    live on, and the memory is copied. ``instant`` is shared with the other machines that are
+    frozen together. Raises WrongState, naming device and cure, before anything is touched.
     """
     with locked(context.home, name, waiting=context.say) as paths:
-        return freeze_locked(context, paths, keep_process=keep_process, label=label, guest=guest)
+        return freeze_locked(
+            context, paths, keep_process=keep_process, label=label, instant=instant
+        )
 
 
 def freeze_locked(
@@ -93,7 +100,7 @@ def freeze_locked(
     *,
     keep_process: bool = False,
     label: str = "",
-    guest: GuestFacts | None = None,
+    instant: Instant | None = None,
 ) -> Frozen:
     """The same for a machine whose lock the caller holds."""
     record = recover(context, paths)
@@ -102,6 +109,7 @@ def freeze_locked(
     clear_beside(paths)
     machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
+        end_jobs(qmp)
         capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
         chosen = require_forkable(
             paths, machine, record, qmp, capabilities, keep_process=keep_process, idle=idle
@@ -109,10 +117,23 @@ def freeze_locked(
         for note in chosen.notes:
             context.say(note)
         record = msgspec.structs.replace(record, group=record.group or record.uid)
-        source = Source(context, paths, machine, record, qmp, made, chosen.notes, label, guest)
-        if chosen.method == "stream":
+        source = Source(
+            context, paths, machine, record, qmp, made, chosen.notes, label, instant or Instant()
+        )
+        uplinks = _second_uplinks(context, machine) if chosen.method == "freeze" else None
+        if uplinks is None:
             return Copying(source).run()
-        return _HandingOver(source).run()
+        with contextlib.closing(uplinks):
+            return _HandingOver(source, uplinks).run()
+
+
+def _second_uplinks(context: Context, machine: Machine) -> Uplinks | None:
+    """Return another port or TAP for each card; None if there is no room for them."""
+    try:
+        return make_uplinks(context, machine, beside=True)
+    except WirtError as error:
+        context.say(f"it stays in its QEMU, and its memory is copied: {error.message}")
+        return None
 
 
 def as_it_runs(machine: Machine, record: Record) -> Machine:
@@ -136,9 +157,10 @@ def as_it_runs(machine: Machine, record: Record) -> Machine:
 class _HandingOver:
     """One freeze by handing the machine over to a second QEMU, step by step."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, uplinks: Uplinks) -> None:
         self.source = source
         self.record = source.record
+        self._uplinks = uplinks
         self.clock = 0.0
         self.pause = 0.0
 
@@ -170,7 +192,9 @@ class _HandingOver:
 
     def _journal(self, images: tuple[tuple[str, str], ...]) -> None:
         source = self.source
-        second = msgspec.structs.replace(source.run, pid=0, start_ticks=0, memory="fork")
+        second = msgspec.structs.replace(
+            source.run, pid=0, start_ticks=0, tpm_pid=0, tpm_start_ticks=0, memory="fork"
+        )
         handover = Handover(source.made.id, images, second)
         self.record = msgspec.structs.replace(self.record, handover=handover)
         write_record(source.paths.record, self.record)
@@ -183,14 +207,24 @@ class _HandingOver:
         os.link(paths.memory, source.made.memory)
         ground = ground_of(source.context, source.made, manifest, source.made.memory)
         let_family_read(ground.memory, record, write=not ground.reads_only)
-        shutil.rmtree(paths.next_runtime, ignore_errors=True)
+        for stale in (paths.next_runtime, paths.next_tpm):
+            shutil.rmtree(stale, ignore_errors=True)
         os.mkdir(paths.next_runtime, 0o700)
         if record.uid:
             os.chown(paths.next_runtime, record.uid, record.uid)
         lock = join_run_lock(paths.run_lock)
         try:
             machine = for_tcg(without_forwards(manifest.machine), record, manifest.accelerator)
-            return begin_incoming(ground, paths, machine, record, [lock], paths.next_socket)
+            return begin_incoming(
+                ground,
+                paths,
+                machine,
+                record,
+                [lock],
+                paths.next_socket,
+                paths.next_tpm,
+                self._uplinks,
+            )
         finally:
             os.close(lock)
 
@@ -203,15 +237,19 @@ class _HandingOver:
         if process is None:
             raise incoming.refusal()
         running = qmp.execute("query-status", reply=StatusInfo).running
+        source.instant.ready()
         self.clock, begin = time.time(), time.monotonic()
         qmp.execute("stop")
+        source.instant.stands()
         failpoint("stopped")
+        self._uplinks.drain()  # the first QEMU has these frames already
         save(qmp, source.made)
         freeze_variables(source.paths, source.machine, source.made, self.record)
         os.unlink(source.paths.memory)  # so that nobody frees it when the first ends
         failpoint("saved")
         incoming.load(source.made.devices, shared=True)
         failpoint("loaded")
+        source.instant.all_stand()
         self._decide(process, incoming)
         if running:
             try:
@@ -219,6 +257,7 @@ class _HandingOver:
             except PeerClosed as error:
                 raise incoming.refusal() from error
         self.pause = time.monotonic() - begin
+        source.instant.runs()
 
     def _decide(self, process: ProcessId, incoming: Incoming) -> None:
         handover = self.record.handover
@@ -227,10 +266,11 @@ class _HandingOver:
         if not process.alive():
             raise incoming.refusal()
         second = msgspec.structs.replace(
-            handover.next,
+            with_tpm(handover.next, incoming.starting.tpm),
             pid=process.pid,
             start_ticks=process.start_ticks,
             argv=tuple(incoming.argv),
+            wires=tuple(self._uplinks.wires),
             forwards=(),
             later_forwards=later_forwards(self.source.machine),
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 
+import msgspec
+
 from wirt.errors import WirtError
 from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
@@ -95,13 +97,21 @@ def await_answer(
     return Outcome(unchanged=tuple(asked))
 
 
+def with_kept(outcome: Outcome, machine: Machine, *, same: bool) -> Outcome:
+    """Return the outcome with what nobody could change: what was sealed by a key stays so."""
+    if same or machine.tpm.version == "none":
+        return outcome
+    return msgspec.structs.replace(outcome, unchanged=(*outcome.unchanged, "keys of the TPM"))
+
+
 def run_first_time(paths: VmPaths, machine: Machine, due: IdentityDue, qmp: QmpClient) -> Outcome:
     """Let a fork run that was made paused: it becomes another first."""
     identity = identity_of(due, machine)
     session = lay_before(paths, machine, identity)
     try:
         qmp.execute("cont")
-        return await_answer(session, paths, due, identity, timeout=IDENTITY_SECONDS)
+        outcome = await_answer(session, paths, due, identity, timeout=IDENTITY_SECONDS)
+        return with_kept(outcome, machine, same=due.same)
     finally:
         if session is not None:
             session.close()

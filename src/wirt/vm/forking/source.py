@@ -18,12 +18,13 @@ from wirt.qemu.machine import cpu_model
 from wirt.spec.machine import Machine
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.record import Record, Run
-from wirt.store.states import FrozenDisk, GuestFacts, Manifest, State, hold, process_label, publish
+from wirt.store.states import FrozenDisk, Manifest, State, hold, process_label, publish
 from wirt.vm.context import Context
 from wirt.vm.forking.disks import freeze_disks, let_family_read, make_overlay, sync_data
 from wirt.vm.forking.guest import look_at_guest
 from wirt.vm.forking.handover import beside
 from wirt.vm.forking.incoming import qemu_facts
+from wirt.vm.forking.instant import Instant
 from wirt.vm.preflight import image_path
 from wirt.vm.start import DEFAULT_BINARY
 
@@ -50,8 +51,7 @@ class Source:
     notes: tuple[str, ...]
     label: str
     """What holds the state; "": this process, while it lives."""
-    guest: GuestFacts | None
-    """What is known of the guest already; None: it is asked."""
+    instant: Instant
 
     @property
     def run(self) -> Run:
@@ -83,7 +83,7 @@ class Source:
             argv=run.argv,
             memory=self.machine.memory,
             disks=freeze_disks(self.paths, self.machine, self.made, self.record),
-            guest=self.guest or look_at_guest(self.paths, self.qmp),
+            guest=look_at_guest(self.paths, self.qmp),
             clock=0.0,
             method=method,
             image=self.record.image,

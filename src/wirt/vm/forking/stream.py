@@ -94,7 +94,7 @@ class Copying:
     def _journal(self, manifest: Manifest) -> None:
         source = self.source
         images = source.make_overlays(manifest)
-        self._tops = _top_nodes(source.qmp, [disk_id(source.machine.disks[d.index], d.index)
+        self._tops = top_nodes(source.qmp, [disk_id(source.machine.disks[d.index], d.index)
                                              for d in manifest.disks if not d.shared])  # fmt: skip
         nodes = tuple(new for _, new in self._tops)
         handover = Handover(source.made.id, images, nodes=nodes)
@@ -118,9 +118,13 @@ class Copying:
         source, qmp = self.source, self.source.qmp
         runs = not source.run.paused_on_request
         _prepare(qmp)
+        source.instant.ready()
         with qmp.events("STOP") as stops:
-            if runs and loses_writes(source.run.accelerator, source.capabilities):
-                qmp.execute("stop")
+            if self._stops_first():
+                if runs:
+                    qmp.execute("stop")
+                source.instant.stands()
+                source.instant.all_stand()
             receiver.begin()
             _await(qmp, _STOPPED, receiver)
             begin = _when(stops.get(1.0)) if runs else time.time()
@@ -131,11 +135,18 @@ class Copying:
         _await(qmp, "completed", receiver)
         failpoint("saved")
         go_on(qmp)
+        source.instant.runs()
         if not runs:  # a moment later: from where QEMU has put it now, it cannot be saved again
             qmp.execute("stop")
         pause = time.time() - begin if runs else 0.0
         receiver.finish()
         return begin, pause
+
+    def _stops_first(self) -> bool:
+        """QEMU would choose the moment by itself, and not the same as for another machine."""
+        source = self.source
+        lossy = loses_writes(source.run.accelerator, source.capabilities)
+        return lossy or source.instant.shared
 
     def _snapshot(self) -> None:
         """From here on the guest writes to the overlays: they are its images for good."""
@@ -172,17 +183,14 @@ def _when(event: Event) -> float:
     return event.seconds + event.microseconds / 1e6
 
 
-def _top_nodes(qmp: QmpClient, stems: list[str]) -> list[tuple[str, str]]:
+def top_nodes(qmp: QmpClient, stems: list[str]) -> list[tuple[str, str]]:
     """Return the node that each drive writes to now, and a free name for the next one."""
     nodes = qmp.execute("query-named-block-nodes", {"flat": True}, reply=list[BlockNodeInfo])
-    names = {node.node_name for node in nodes}
     tops = []
     for stem in stems:
-        number = 1
-        while f"{stem}-f{number}" in names:
-            number += 1
-        top = f"{stem}-f{number - 1}" if number > 1 else f"{stem}-format"
-        tops.append((top, f"{stem}-f{number}"))
+        laid = (node.node_name.removeprefix(f"{stem}-f") for node in nodes)
+        last = max((int(number) for number in laid if number.isdigit()), default=0)
+        tops.append((f"{stem}-f{last}" if last else f"{stem}-format", f"{stem}-f{last + 1}"))
     return tops
 
 

@@ -1,18 +1,24 @@
-"""Taking a lab down: all that its record names, in whatever state a crash left it."""
+"""Taking a lab down: all that its record names, in whatever state a crash left it.
+
+A fork of a lab whose command was killed before it was whole goes with the next command on labs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from wirt.errors import NotFound, WirtError
 from wirt.store import wires
 from wirt.store.layout import NetworkPaths
+from wirt.store.locks import try_lock
 from wirt.store.wires import LabRecord
 from wirt.vm.context import Context
 from wirt.vm.network.bridges import remove_bridge
 from wirt.vm.network.cables import remove_cable
+from wirt.vm.network.processes import living
 from wirt.vm.network.switches import remove_switch
 from wirt.vm.remove import remove
 
@@ -25,6 +31,7 @@ def bring_down(context: Context, name: str) -> LabRecord:
     What is gone already is not missed. If a part cannot be removed, the lab stays with what is
     left, and the first error is raised. Raises NotFound.
     """
+    remove_half_made(context, but=name)
     with wires.locked(context.home, "lab", name, waiting=context.say) as paths:
         return take_down(context, paths)
 
@@ -46,6 +53,31 @@ def take_down(context: Context, paths: NetworkPaths) -> LabRecord:
         raise failures[0]
     wires.remove(context.home, paths)
     return record
+
+
+def remove_half_made(context: Context, *, but: str = "") -> None:
+    """Take down every fork whose maker was killed, but the lab that the caller removes anyway."""
+    for name in wires.names(context.home, "lab"):
+        with contextlib.suppress(WirtError):  # it stays, and whoever takes it down is told why
+            if name != but and _is_half_made(context.home.network("lab", name)):
+                _remove_half_made(context, context.home.network("lab", name))
+
+
+def _is_half_made(paths: NetworkPaths) -> bool:
+    record = wires.read(paths, LabRecord)
+    return record.maker is not None and living(record.maker) is None
+
+
+def _remove_half_made(context: Context, paths: NetworkPaths) -> None:
+    lock = try_lock(paths.lock)
+    if lock is None:
+        return
+    try:
+        if _is_half_made(paths):
+            context.say(f"{paths.name}, whose fork was interrupted, is taken down")
+            take_down(context, paths)
+    finally:
+        os.close(lock)
 
 
 def _attempt(act: Callable[[str], None]) -> Callable[[str], WirtError | None]:

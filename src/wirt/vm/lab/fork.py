@@ -1,7 +1,11 @@
 """Forking a lab: all its machines at one instant, and its wires again, closed on themselves.
 
-1. the new lab's record and wires; 2. every machine of the old one stands still; 3. each is
-frozen; 4. they go on; 5. the copies are made, on the new wires, standing still; 6. they go on.
+1. the new lab's record, which names its maker, and its wires; 2. every machine of the old one
+is frozen, all at one instant (``wirt.vm.forking.instant``), and goes on; 3. the copies are
+made, on the new wires, standing still; 4. they go on; 5. the record says that the lab is whole.
+Killed before that, the next command on labs removes it, and whoever meets a machine of the old
+lab lets it go on.
+
 What was on a wire at that instant is lost in both labs, as on any network; what guests hold of
 each other's connections is the same in both, so their connections go on. The new wires lead
 nowhere: machines have the same addresses in both labs and must never meet.
@@ -11,35 +15,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import msgspec
 
 from wirt.errors import WirtError, WrongState
+from wirt.host.failpoint import failpoint
 from wirt.spec import lab as spec
 from wirt.spec.lab import Lab, LabMachine
 from wirt.spec.nic import Backend, Network, Switch
 from wirt.store import wires
 from wirt.store.layout import NetworkPaths
 from wirt.store.machines import find, prepare
-from wirt.store.record import read_record
-from wirt.store.states import GuestFacts, State, collect, process_label, release
+from wirt.store.states import State, collect, process_label, release
 from wirt.store.wires import LabRecord
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.forking.freeze import freeze
-from wirt.vm.forking.guest import look_at_guest, ports_taken
+from wirt.vm.forking.instant import Instant
 from wirt.vm.forking.source import Frozen
 from wirt.vm.forking.spawn import Wish, spawn_from
-from wirt.vm.lab.down import take_down
-from wirt.vm.lab.recovery import locked_lab, mark_standing
+from wirt.vm.lab.down import remove_half_made, take_down
 from wirt.vm.lab.up import enter, make_wires
-from wirt.vm.monitor import connect
-from wirt.vm.stop import pause, resume
+from wirt.vm.stop import resume
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -64,19 +64,24 @@ def fork_lab(context: Context, name: str, new: str) -> LabFork:
     Raises NotFound, AlreadyExists, WrongState (a machine does not run, or cannot be forked).
     """
     prepare(context.home)
-    with locked_lab(context, name) as source:
+    remove_half_made(context)
+    with wires.locked(context.home, "lab", name, waiting=context.say) as source:
         record = wires.read(source, LabRecord)
         old = spec.load(record.content, file="", name=name)
         copy, notes = _closed(spec.load(record.content, file="", name=new))
-        guests = _look(context, old)
+        _require_running(context, old)
         enter(context, copy, record.content, parent=name)
+        failpoint("lab-entered")
         with wires.locked(context.home, "lab", new, waiting=context.say) as paths:
             try:
                 make_wires(context, copy)
-                return _fork(context, source, old, copy, guests, notes)
+                failpoint("lab-wired")
+                made = _fork(context, old, copy, notes)
+                _make_whole(paths)
             except BaseException:
                 _give_up(context, paths)
                 raise
+            return made
 
 
 def _closed(lab: Lab) -> tuple[Lab, tuple[str, ...]]:
@@ -99,35 +104,24 @@ def _closed(lab: Lab) -> tuple[Lab, tuple[str, ...]]:
     return Lab(lab.name, switches, networks, cables, lab.machines), tuple(notes)
 
 
-def _look(context: Context, lab: Lab) -> dict[str, GuestFacts]:
-    """Ask every guest what it is, while it can answer. Raises WrongState if one is down."""
-
-    def look(part: str) -> GuestFacts:
+def _require_running(context: Context, lab: Lab) -> None:
+    for part in lab.machines:
         paths = find(context.home, lab.full(part))
-        found = state.require_running(paths)
-        if found.status != "running":
-            raise WrongState(f"{paths.name} is {found.status}", hint=f"wirt resume {paths.name}")
-        with connect(paths, read_record(paths.record)) as qmp, ports_taken(paths):
-            return look_at_guest(paths, qmp)
-
-    parts = list(lab.machines)
-    return dict(zip(parts, _each(parts, look), strict=True))
+        state.require_running(paths)
+        status = state.look(paths).status
+        if status != "running":
+            raise WrongState(f"{paths.name} is {status}", hint=f"wirt resume {paths.name}")
 
 
-def _fork(
-    context: Context,
-    source: NetworkPaths,
-    old: Lab,
-    copy: Lab,
-    guests: Mapping[str, GuestFacts],
-    notes: tuple[str, ...],
-) -> LabFork:
+def _fork(context: Context, old: Lab, copy: Lab, notes: tuple[str, ...]) -> LabFork:
     parts = list(old.machines)
+    instant = Instant(len(parts))
     frozen: dict[str, Frozen] = {}
     try:
-        with _still(context, source, [old.full(part) for part in parts]) as watch:
-            _each(parts, lambda part: _freeze(context, old.full(part), guests[part], part, frozen))
+        _freeze_all(context, old, instant, frozen)
+        failpoint("lab-frozen")
         _each(parts, lambda part: _spawn(context, old, copy, part, frozen[part].state))
+        failpoint("lab-spawned")
         _each(parts, lambda part: resume(context, copy.full(part)))
     finally:
         for one in frozen.values():
@@ -138,58 +132,42 @@ def _fork(
         source=old.name,
         name=copy.name,
         machines=tuple(copy.full(part) for part in parts),
-        pause=watch.pause,
-        skew=watch.skew,
+        pause=instant.pause,
+        skew=instant.skew,
         notes=notes,
     )
 
 
-class _Watch:
-    """When machines stood still, and when the last ran again."""
+def _freeze_all(context: Context, lab: Lab, instant: Instant, frozen: dict[str, Frozen]) -> None:
+    """Freeze all machines at one instant; they go on. ``frozen`` gets what there is to release."""
 
-    def __init__(self) -> None:
-        self.stopped: list[float] = []
-        self.resumed = 0.0
+    def one(part: str) -> None:
+        named = Context(context.home, lambda text: context.say(f"{part}: {text}"))
+        try:
+            frozen[part] = freeze(named, lab.full(part), instant=instant)
+        except BaseException as error:
+            if isinstance(error, WirtError):
+                error.concerns(lab.full(part))
+            instant.fail(error)
+            raise
 
-    @property
-    def skew(self) -> float:
-        return max(self.stopped) - min(self.stopped)
-
-    @property
-    def pause(self) -> float:
-        return self.resumed - min(self.stopped)
-
-
-@contextmanager
-def _still(context: Context, lab: NetworkPaths, names: Sequence[str]) -> Iterator[_Watch]:
-    """Let all machines stand still within the block, and go on after it, come what may."""
-    watch = _Watch()
-
-    def stop(name: str) -> None:
-        pause(context, name)
-        watch.stopped.append(time.monotonic())
-
-    mark_standing(lab, standing=True)
-    try:
-        _each(names, stop)
-        yield watch
-    finally:
-        _each(names, lambda name: _go_on(context, name))
-        watch.resumed = time.monotonic()
-        mark_standing(lab, standing=False)
+    with ThreadPoolExecutor(len(lab.machines)) as pool:
+        running = [pool.submit(one, part) for part in lab.machines]
+        try:
+            wait(running)
+        except BaseException as error:
+            instant.fail(error)
+            wait(running)
+            raise
+    if instant.cause is not None:
+        raise instant.cause
 
 
-def _go_on(context: Context, name: str) -> None:
-    try:
-        resume(context, name)
-    except WirtError as error:
-        context.say(f"{name} does not go on: {error}")
-
-
-def _freeze(
-    context: Context, name: str, guest: GuestFacts, part: str, frozen: dict[str, Frozen]
-) -> None:
-    frozen[part] = freeze(context, name, guest=guest)
+def _make_whole(paths: NetworkPaths) -> None:
+    """From now on the lab stays, whatever becomes of this command."""
+    record = wires.read(paths, LabRecord)
+    wires.write(paths, msgspec.structs.replace(record, maker=None))
+    failpoint("lab-whole")
 
 
 def _spawn(context: Context, old: Lab, copy: Lab, part: str, frozen: State) -> None:

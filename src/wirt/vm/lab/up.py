@@ -21,10 +21,10 @@ from wirt.store.machines import machine_names, prepare
 from wirt.store.wires import LabRecord, Shape
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
-from wirt.vm.lab.down import take_down
-from wirt.vm.lab.recovery import locked_lab
+from wirt.vm.lab.down import remove_half_made, take_down
 from wirt.vm.network.bridges import BridgeWish, create_bridge, ensure_bridge
 from wirt.vm.network.cables import create_cable, ensure_cable
+from wirt.vm.network.processes import own_process
 from wirt.vm.network.switches import SwitchWish, create_switch, ensure_switch
 from wirt.vm.source import Source, resolve_or_build
 from wirt.vm.start import start
@@ -42,8 +42,9 @@ def bring_up(context: Context, content: str, *, file: str, name: str = "", timeo
     lab = spec.load(content, file=file, name=name)
     sources = {part: _source(context, one, file) for part, one in lab.machines.items()}
     prepare(context.home)
+    remove_half_made(context)
     fresh = enter(context, lab, content)
-    with locked_lab(context, lab.name) as paths:
+    with wires.locked(context.home, "lab", lab.name, waiting=context.say) as paths:
         try:
             make_wires(context, lab)
             _make_machines(context, lab, sources)
@@ -67,7 +68,7 @@ def _source(context: Context, machine: LabMachine, file: str) -> Source | None:
 
 
 def enter(context: Context, lab: Lab, content: str, *, parent: str = "") -> bool:
-    """Write the record of a lab with every name that it will own.
+    """Write the record of a lab with every name that it will own; with ``parent``, of a fork.
 
     False if this very lab is there already. Raises AlreadyExists.
     """
@@ -109,6 +110,7 @@ def _record(lab: Lab, content: str, parent: str) -> LabRecord:
         created=time.time(),
         content=content,
         parent=parent,
+        maker=own_process() if parent else None,
         machines=_full(lab, lab.machines),
         switches=_full(lab, lab.switches),
         networks=_full(lab, lab.networks),

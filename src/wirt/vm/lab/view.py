@@ -12,6 +12,7 @@ from wirt.spec.lab import full_name
 from wirt.store import wires
 from wirt.store.wires import LabRecord
 from wirt.vm.context import Context
+from wirt.vm.lab.down import remove_half_made
 from wirt.vm.listing import Row, list_machines
 from wirt.vm.network.bridges import BridgeFacts, bridge_facts
 from wirt.vm.network.cables import CableFacts, cable_facts
@@ -45,6 +46,7 @@ class LabView(msgspec.Struct, frozen=True):
 
 def list_labs(context: Context) -> list[LabRow]:
     """Return all labs, sorted by name."""
+    remove_half_made(context)
     rows = {row.name: row for row in list_machines(context)}
     found = []
     for name in wires.names(context.home, "lab"):
@@ -67,6 +69,7 @@ def list_labs(context: Context) -> list[LabRow]:
 
 def view(context: Context, name: str) -> LabView:
     """Return one lab as it is now. Raises NotFound."""
+    remove_half_made(context)
     wires.find(context.home, "lab", name)
     record = _read(context, name)
     rows = {row.name: row for row in list_machines(context)}

@@ -42,7 +42,7 @@ def create_bridge(context: Context, name: str, wish: BridgeWish) -> BridgeRecord
 
     Raises AlreadyExists, UsageError, HostError, MissingDependency.
     """
-    wires.check_name("bridge", name)
+    wires.require_free(context.home, "bridge", name)
     if not wish.private:
         bridge.require_root("a bridge among the host's own interfaces", "it changes them for all")
     address = wish.address or bridge.free_address(_taken(context))

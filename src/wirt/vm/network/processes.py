@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from wirt.errors import HostError
 from wirt.host.holders import processes_given, processes_with
 from wirt.host.process_id import ProcessId
 from wirt.net import helper
@@ -18,6 +19,14 @@ from wirt.vm.state import boot_id
 def recorded(process: ProcessId) -> Process:
     """Return the name under which a process is remembered."""
     return Process(process.pid, process.start_ticks, boot_id())
+
+
+def own_process() -> Process:
+    """Return the name of this process. Raises HostError where ``/proc`` hides it."""
+    found = ProcessId.of(os.getpid())
+    if found is None:
+        raise HostError("this process does not find itself in /proc")
+    return recorded(found)
 
 
 def living(process: Process | None) -> ProcessId | None:

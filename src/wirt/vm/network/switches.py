@@ -13,7 +13,7 @@ import msgspec
 from wirt.errors import HostError, UsageError, WrongState
 from wirt.host.confine import switch_uid
 from wirt.net import bridge, switch
-from wirt.net.place import HERE, Place, stable_mac
+from wirt.net.place import HERE, Place, require_taps, stable_mac
 from wirt.net.switch import PortVlan, Sockets
 from wirt.spec.setting import NAME_PATTERN
 from wirt.store import wires
@@ -84,6 +84,7 @@ def create_switch(context: Context, name: str, wish: SwitchWish) -> SwitchRecord
         # A TAP needs root; all others run as a user that can do nothing else.
         uid=switch_uid() if os.geteuid() == 0 and not kind else 0,
     )
+    wires.require_free(context.home, "switch", name)
     if kind in {"tap", "bridge"} and HERE.has(record.interface):
         raise HostError(f"there is an interface {record.interface} already", hint="tap=NAME")
     with wires.new(context.home, "switch", name) as paths:
@@ -140,6 +141,8 @@ def is_up(paths: NetworkPaths) -> bool:
 
 
 def _run(context: Context, paths: NetworkPaths, record: SwitchRecord) -> SwitchRecord:
+    if record.interface:
+        require_taps()
     end_all(paths)
     place = _place(context, record)
     wires.make_runtime(paths, record.uid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,8 @@ from wirt.vm.network.users import require_own_mac
 _VHOST = "/dev/vhost-net"
 _SCRIPT_SECONDS = 60.0
 _LATER = "made-at-start"
+_LONGEST_FRAME = 1 << 17
+_MOST_FRAMES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,33 @@ class Uplinks:
         """Netdev id → backend, with the descriptors as QEMU inherits them."""
         return {name: link.value([str(fd) for fd in link.fds]) for name, link in self.made.items()}
 
+    def drain(self) -> None:
+        """Throw away the frames that have come so far, for a QEMU that did not run."""
+        for uplink in self.made.values():
+            _drain(uplink.fds[0])
+
     def close(self) -> None:
         for uplink in self.made.values():
             uplink.close()
 
 
-def make_uplinks(context: Context, machine: Machine) -> Uplinks:
+def _drain(fd: int) -> None:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    for _ in range(_MOST_FRAMES):
+        if not poller.poll(0):
+            return
+        try:
+            os.read(fd, _LONGEST_FRAME)
+        except OSError:  # QEMU was quicker, or the switch is gone
+            return
+
+
+def make_uplinks(context: Context, machine: Machine, *, beside: bool = False) -> Uplinks:
     """Make the host's end of each card; all of them or none.
 
-    Raises NotFound, HostError, MissingDependency, Busy, AlreadyExists.
+    ``beside`` those that a running QEMU of the same machine has. Raises NotFound, HostError,
+    MissingDependency, Busy, AlreadyExists.
     """
     uplinks = Uplinks()
     try:
@@ -84,7 +105,8 @@ def make_uplinks(context: Context, machine: Machine) -> Uplinks:
             uplinks.wires.append(Wire(index, nic, interface, hub=hub_of(nic, index)))
     except BaseException:
         uplinks.close()
-        release_all(context, machine.name, uplinks.wires)
+        if not beside:
+            release_all(context, machine.name, uplinks.wires)
         raise
     return uplinks
 
@@ -288,13 +310,24 @@ def release(context: Context, machine: str, wire: Wire) -> None:
     with contextlib.suppress(WirtError):
         if isinstance(backend, Network):
             bridges.forget(context, backend.name, wire.nic.mac)
-        if wire.nic.rate is not None and wire.interface:
-            rate.forget(_place_of(context, wire.nic), wire.interface)
+        _release_interface(context, wire)
     if isinstance(backend, Tap) and backend.down_script:
         try:
             _run_script(backend.down_script, wire.interface)
         except WirtError as error:
             context.say(f"{machine}: {error}")
+
+
+def release_interfaces(context: Context, wires: Sequence[Wire]) -> None:
+    """The same behind a QEMU that another one has taken a machine over from."""
+    for wire in wires:
+        with contextlib.suppress(WirtError):
+            _release_interface(context, wire)
+
+
+def _release_interface(context: Context, wire: Wire) -> None:
+    if wire.nic.rate is not None and wire.interface:
+        rate.forget(_place_of(context, wire.nic), wire.interface)
 
 
 def _place_of(context: Context, nic: Nic) -> Place:

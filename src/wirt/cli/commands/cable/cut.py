@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from wirt.cli.arguments import each, example
-from wirt.cli.output import print_json, say
+from wirt.cli.arguments import each_told, example
+from wirt.cli.output import say
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +20,4 @@ def run(args: argparse.Namespace) -> int:
     from wirt.vm.network.cables import cut_cable
 
     context = Context(say=say)
-    done: list[str] = []
-
-    def act(name: str) -> None:
-        cut_cable(context, name)
-        done.append(name)
-        if not args.json:
-            print(f"{name}: cut")
-
-    code = each(args.names, act, debug=args.debug)
-    if args.json:
-        print_json({"cut": done})
-    return code
+    return each_told(args, "cut", lambda name: cut_cable(context, name))

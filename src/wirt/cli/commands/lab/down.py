@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from wirt.cli.arguments import each, example
+from wirt.cli.arguments import each_told, example
 from wirt.cli.output import say
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("labs", metavar="LAB", nargs="+", help="name of a lab")
+    parser.add_argument("names", metavar="LAB", nargs="+", help="name of a lab")
     example(parser, "wirt lab down shop")
 
 
@@ -20,10 +20,4 @@ def run(args: argparse.Namespace) -> int:
     from wirt.vm.lab.down import bring_down
 
     context = Context(say=say)
-
-    def down(name: str) -> None:
-        bring_down(context, name)
-        if not args.json:
-            print(f"{name}: removed")
-
-    return each(args.labs, down, debug=args.debug)
+    return each_told(args, "removed", lambda name: bring_down(context, name))

@@ -44,5 +44,7 @@ def read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read(1 << 20)
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise NotFound(f"{path} is not a text: {error}") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from wirt.cli.arguments import each, example
-from wirt.cli.output import print_json, say
+from wirt.cli.arguments import each_told, example
+from wirt.cli.output import say
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +21,4 @@ def run(args: argparse.Namespace) -> int:
     from wirt.vm.network.bridges import remove_bridge
 
     context = Context(say=say)
-    removed: list[str] = []
-
-    def act(name: str) -> None:
-        remove_bridge(context, name, force=args.force)
-        removed.append(name)
-        if not args.json:
-            print(f"{name}: removed")
-
-    code = each(args.names, act, debug=args.debug)
-    if args.json:
-        print_json({"removed": removed})
-    return code
+    return each_told(args, "removed", lambda name: remove_bridge(context, name, force=args.force))
