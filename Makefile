@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 RUN_PACKAGES := qemu-system-x86 qemu-utils ovmf mmdebstrap debian-archive-keyring e2fsprogs \
-	uidmap openssh-client python3-venv
+	uidmap openssh-client python3-venv swtpm
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-guest-agent perl mtools dosfstools fdisk openssl
 TEST_PACKAGES += grub-rescue-pc grub-common grub-pc-bin grub-efi-amd64-bin
 TEST_PACKAGES += bximage cloop-utils lzop lz4
@@ -25,6 +25,7 @@ TEST_PACKAGES += nginx-light vsftpd tftpd-hpa
 TEST_PACKAGES += libnbd-bin nbdkit
 TEST_PACKAGES += vde2 vdeplug dnsmasq-base nftables iproute2 slirp4netns passt
 TEST_PACKAGES += openssh-server iputils-ping tshark
+BENCH_PACKAGES := libvirt-daemon libvirt-clients
 
 .PHONY: demo test check bench docs fmt fuzz clean
 
@@ -76,7 +77,7 @@ $(VENV)/.dev: pyproject.toml requirements-dev.txt | $(VENV)/bin/pip
 .packages-test:
 	@tools/need-packages $(TEST_PACKAGES)
 .packages-bench:
-	@tools/need-packages $(TEST_PACKAGES)
+	@tools/need-packages $(TEST_PACKAGES) $(BENCH_PACKAGES)
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,10 @@
 """Forks of the built Debian guest, beside a cold boot and a full-stream restore of the same.
 
 A fork is measured through the library: from the call to the vCPU running, to the agent's ping
-and to ``true`` executed. The restore is QEMU's own: the same machine saved with its memory as
-one stream, which a fresh QEMU loads.
+and to ``true`` executed; ``wirt run`` as a process, from its start to its end. The restores are
+QEMU's own (the same machine saved with its memory as one stream, which a fresh QEMU loads) and
+``virsh restore`` of the same guest. The pause is that of machines that have just booted, with
+little and with much memory in use: a kernel and a shell, since each can be handed over once.
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.pairs import Row
+from bench import virsh
+from bench.pairs import Row, run
+from tests.guests.tiny import Shell, build_initrd, console
 from wirt.catalog.build import build_image
 from wirt.catalog.catalog import Catalog
+from wirt.catalog.image import StoredImage
 from wirt.catalog.recipe import Recipe
 from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import home_at
@@ -47,7 +53,6 @@ _MIB = 1 << 20
 def rows() -> list[Row]:
     with _home() as context:
         cold = _cold_boot(context, "src")
-        pauses = [_pause(context)]
         frozen = freeze(context, "src", label="bench").state
         spawn_from(context, frozen, "warm")
         remove(context, "warm", force=True)
@@ -56,11 +61,20 @@ def rows() -> list[Row]:
         many, share = _many(context, frozen)
         stream = [_stream_restore(context, number) for number in range(max(2, ROUNDS // 3))]
         release(frozen, "bench")
+        remove(context, "src", force=True)
+        warm = _warm_runs(context)
+        little = [_pause(context, "512M", 0) for _ in range(ROUNDS)]
+        much = [_pause(context, "2G", 1536) for _ in range(ROUNDS)]
+        libvirt = _virsh(context)
+    loaded, answered = [one for one, _ in libvirt], [one for _, one in libvirt]
     return [
         _row("fork to vCPU running", running, "full-stream restore, running", stream, "<= 0.10 s"),
         _row("fork to agent's ping", ping, "cold boot to the helper", [cold], "<= 0.25 s"),
         _row("fork to `true` executed", executed, "cold boot to the helper", [cold], "<= 0.35 s"),
-        _row("the source's pause", pauses, "cold boot to the helper", [cold], "<= 0.040 s"),
+        _row("wirt run IMAGE -- true, warm", warm, "cold boot to the helper", [cold], "<= 0.40 s"),
+        *_against_virsh(running, ping, loaded, answered),
+        _row("pause of the source, 512 MiB", little, "cold boot", [cold], "<= 0.040 s"),
+        _row("pause of the source, 1.5 GiB in use", much, "512 MiB", little, "<= 0.040 s, x 1"),
         _row(f"{MANY} forks answered", [many], "cold boot of one", [cold], "<= 5 s"),
         Row("private memory of a fork after its ping", "MiB in column MiB", None, 1.0, 0.0,
             len(private), "<= 32 MiB", statistics.median(private)),
@@ -94,10 +108,60 @@ def _cold_boot(context: Context, name: str) -> float:
     return time.perf_counter() - begin
 
 
-def _pause(context: Context) -> float:
-    frozen = freeze(context, "src")
+def _warm_runs(context: Context) -> list[float]:
+    """The first boots and leaves a template, which is not measured."""
+    line = [sys.executable, "-m", "wirt", "run", "debian:12", "--", "true"]
+    env = {"WIRT_HOME": context.home.root}
+    run([*line[:5], "--timeout", "20m", *line[5:]], env)
+    run(line, env)
+    return [run(line, env).wall for _ in range(ROUNDS)]
+
+
+def _pause(context: Context, memory: str, in_use: int) -> float:
+    """Return what the handing over of a machine costs it; ``in_use`` MiB were written to."""
+    image, initrd = _image(context), os.path.join(context.home.root, "tiny")
+    if not os.path.exists(initrd):
+        build_initrd(image, Path(initrd))
+        os.chmod(initrd, 0o444)
+    boot = {"kernel": os.fspath(image.kernel), "initrd": initrd,
+            "cmdline": "console=ttyS0 quiet no_timer_check"}  # fmt: skip
+    settings = {"memory": memory, "displays": [], "boot": boot}
+    create(context, "tiny", None, Make(settings=settings, disk_size=1 << 20))
+    start(context, "tiny")
+    shell = Shell(console(context.home.vm("tiny")))
+    shell(
+        f"mount -t tmpfs -o size=100% none /tmp && dd if=/dev/zero of=/tmp/x bs=1M count={in_use}"
+    )
+    shell.close()
+    frozen = freeze(context, "tiny")
+    if frozen.method != "freeze":
+        raise RuntimeError(f"the machine was not handed over: {frozen.notes}")
     release(frozen.state, process_label())
+    remove(context, "tiny", force=True)
     return frozen.pause
+
+
+def _virsh(context: Context) -> list[tuple[float, float]]:
+    why = virsh.absent()
+    if why:
+        print(f"virsh restore: {why}")
+        return []
+    return virsh.restores(_image(context), max(2, ROUNDS // 2))
+
+
+def _against_virsh(
+    running: list[float], ping: list[float], loaded: list[float], answered: list[float]
+) -> list[Row]:
+    if not loaded:
+        return []
+    return [
+        _row("fork to vCPU running", running, "virsh restore", loaded, ""),
+        _row("fork to agent's ping", ping, "virsh restore and ping", answered, ""),
+    ]
+
+
+def _image(context: Context) -> StoredImage:
+    return Catalog(Path(context.home.images)).find("debian:12")
 
 
 def _fork(context: Context, frozen: State, number: int) -> tuple[float, float, float, float]:

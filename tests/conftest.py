@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -79,7 +81,7 @@ def guest_image_13():
 def guests():
     """Make the modules of tests/guests importable by name: ``diskimage`` and its like."""
     directory = Path(__file__).parent / "guests"
-    for name in ("diskimage", "emulator", "tiny"):
+    for name in ("diskimage", "emulator", "rescue", "tiny", "tpm2"):
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, directory / f"{name}.py")
             sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -131,3 +133,33 @@ def uefi_disk(guests):
 def bios_disk(guests):
     """A raw Debian disk that boots by BIOS and has cloud-init; never to be written to."""
     return _disk(guests, "bios", cloud_init=True)
+
+
+@pytest.fixture(scope="session")
+def disk_directory():
+    """A directory for large disks of this run, which QEMU's own uid can pass."""
+    path = Path(tempfile.mkdtemp(prefix="wirt-disks-", dir="/var/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def shell_disk(guests, bios_disk, guest_image, disk_directory):
+    """A raw disk that boots by BIOS, in seconds, to busybox on the serial port; to be read only."""
+    path = disk_directory / "shell.raw"
+    return guests["diskimage"].make_shell_disk(path, bios_disk, guest_image.initrd)
+
+
+@pytest.fixture(scope="session")
+def bios_rescue_disk(guests, bios_disk, disk_directory):
+    """A raw Debian disk that boots by BIOS to a shell in place of systemd; to be read only."""
+    path = disk_directory / "rescue-bios.raw"
+    return guests["rescue"].make_rescue_disk(path, bios_disk, "bios", guests["diskimage"])
+
+
+@pytest.fixture(scope="session")
+def uefi_rescue_disk(guests, uefi_disk, disk_directory):
+    """The same by UEFI."""
+    path = disk_directory / "rescue-uefi.raw"
+    return guests["rescue"].make_rescue_disk(path, uefi_disk, "uefi", guests["diskimage"])

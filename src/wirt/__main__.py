@@ -1,7 +1,5 @@
 """``python -m wirt`` is ``wirt``."""
 
-import sys
+from wirt.cli.main import program
 
-from wirt.cli.main import main
-
-sys.exit(main())
+program()

@@ -49,7 +49,18 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def wirt_factory(request: pytest.FixtureRequest) -> Callable[..., Any]:
+def wirt_context() -> Any:
+    """Return the ``wirt.Context`` of the machines; override it to keep them in another home.
+
+    The home may be that of several workers and of several runs at once.
+    """
+    from wirt.vm.context import Context
+
+    return Context()
+
+
+@pytest.fixture(scope="session")
+def wirt_factory(request: pytest.FixtureRequest, wirt_context: Any) -> Callable[..., Any]:
     """Return a context manager that yields a machine: ``wirt_factory(image, memory="1G")``.
 
     Without an image it is the configured one. The machine is removed at the end.
@@ -58,7 +69,7 @@ def wirt_factory(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
     @contextlib.contextmanager
     def machine(image: str = "", *, owner: Any = None, **settings: Any) -> Iterator[Any]:
-        with _machine(config, image, settings) as vm:
+        with _machine(wirt_context, config, image, settings) as vm:
             if owner is not None:
                 owner.stash.setdefault(_MACHINES, []).append(vm)
             yield vm
@@ -67,10 +78,11 @@ def wirt_factory(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _machine(config: pytest.Config, image: str, settings: dict[str, Any]) -> Iterator[Any]:
+def _machine(
+    context: Any, config: pytest.Config, image: str, settings: dict[str, Any]
+) -> Iterator[Any]:
     from wirt.errors import MissingDependency, NotFound
     from wirt.spec.assign import assign
-    from wirt.vm.context import Context
     from wirt.vm.create import Wish
     from wirt.vm.oneshot import temporary
     from wirt.vm.source import resolve_or_build
@@ -80,7 +92,6 @@ def _machine(config: pytest.Config, image: str, settings: dict[str, Any]) -> Ite
     for line in config.getini("wirt_settings"):
         key, _, value = line.partition("=")
         assign(tree, key.strip(), value.strip())
-    context = Context()
     try:
         source = resolve_or_build(context, image or config.getini("wirt_image") or DEFAULT_IMAGE)
         made = temporary(context, source, Wish(settings=tree | settings), timeout=BOOT_SECONDS)

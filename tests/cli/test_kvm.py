@@ -52,13 +52,6 @@ def place(tmp_path, monkeypatch):
     shutil.rmtree(home)
 
 
-@pytest.fixture(scope="session")
-def shell_disk(guests, bios_disk, guest_image, tmp_path_factory):
-    """A disk that boots by BIOS to a shell on the serial port."""
-    path = tmp_path_factory.mktemp("shell") / "shell.img"
-    return guests["diskimage"].make_shell_disk(path, bios_disk, guest_image.initrd)
-
-
 def kvm(*words, place, **options):
     return subprocess.run(
         [sys.executable, "-m", "wirt.cli.kvm.main", *words],

@@ -36,7 +36,6 @@ from tests.fuzz.checksums import mend
 from tests.fuzz.seeds import Seed, make_seeds
 from wirt.errors import ImageError, UsageError
 from wirt.image.base import (
-    AllowLocalFiles,
     Budget,
     Checkable,
     HasBitmaps,
@@ -44,6 +43,7 @@ from wirt.image.base import (
     Resizable,
     WritableImage,
 )
+from wirt.image.gate import Neighbours
 from wirt.image.open import open_image
 from wirt.image.probe import claims
 from wirt.image.storage.file import FileStorage
@@ -109,7 +109,7 @@ def exercise(path: Path, name: str, dice: random.Random) -> int:
 
 
 def _opened(path, name, **options):
-    return open_image(path, format=name, gate=AllowLocalFiles(), budget=BUDGET, **options)
+    return open_image(path, format=name, gate=Neighbours(), budget=BUDGET, **options)
 
 
 def _probe(path, name, dice):
@@ -190,9 +190,11 @@ class Watch:
 
 def work(place: Path, first: int, count: int) -> None:
     """Try images; print a line for each finding, and the number before each image."""
+    sys.dont_write_bytecode = True  # a cache file of Python is no file that an image led to
     seeds = sorted(make_seeds(place / "seeds"), key=lambda seed: (str(seed.path), seed.format))
     originals = [_files_of(seed) for seed in seeds]
     _import_all(seeds)
+    gc.freeze()  # what is collected between images is then only theirs
     watch = Watch()
     threading.stack_size(256 << 10)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))

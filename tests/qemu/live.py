@@ -28,6 +28,7 @@ NOT_HERE = {
     "networks-of-the-host": "needs descriptors of the host",
     "samba": "needs samba",
     "serials-clients": "needs servers and clients",
+    "tpm-given": "needs a connection to swtpm",
     "usb-host": "needs a USB device of the host",
     "vde": "needs a VDE switch",
     "window": "needs a screen",
@@ -68,10 +69,29 @@ def started(name: str, capabilities: Capabilities, binary: str) -> Iterator[Live
         facts = machines.runtime(name, place)
         with placeholders(machine, facts, base) as runtime:
             made = argv(binary, arguments(machine, runtime, capabilities))
-            with answering(_on_loopback(made), runtime, base) as live:
+            with _swtpm(machine, base), answering(_on_loopback(made), runtime, base) as live:
                 yield live
     finally:
         shutil.rmtree(base)
+
+
+@contextmanager
+def _swtpm(machine: Machine, base: Path) -> Iterator[None]:
+    """What listens on the socket ``tpm`` for a machine that has one."""
+    if machine.tpm.version == "none":
+        yield
+        return
+    words = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={base}"]
+    words += ["--ctrl", f"type=unixio,path={base}/tpm.sock"]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not (base / "tpm.sock").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

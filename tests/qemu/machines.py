@@ -35,6 +35,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "given-sockets": {"socket_fds": {"qmp": 10, "serial0": 11, "org.wirt.guest.0": 12}},
     "host-devices": {"host_devices": {"link-to-device"}},
     "kvm": {"accelerator": "kvm"},
+    "tpm-given": {"tpm_fd": 13},
     "fork-child": {
         "memory_file": "/vm/template/mem",
         "incoming": True,

@@ -1,6 +1,7 @@
 """Every golden machine is one that a real QEMU makes, without a warning."""
 
 import os
+import shutil
 
 import pytest
 
@@ -24,6 +25,8 @@ def skip_what_cannot_run(name, version):
 def test_qemu_makes_the_machine_without_a_warning(name, qemu):
     binary, capabilities = qemu
     skip_what_cannot_run(name, capabilities.version)
+    if machines.load(name).tpm.version != "none":
+        need(shutil.which("swtpm") is not None, "apt install swtpm")
     for file in FILES:
         need(os.path.exists(file), f"{file} is missing: apt install ovmf seabios")
     with live.started(name, capabilities, binary) as guest:

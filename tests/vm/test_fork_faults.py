@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from wirt.errors import (
     WrongState,
 )
 from wirt.host.holders import processes_with
+from wirt.spec.nic import Tap
 from wirt.store import states
 from wirt.store.atomic import write_file
 from wirt.store.layout import Home, home_at
@@ -41,6 +43,8 @@ from wirt.vm.forking.spawn import Wish as Birth
 from wirt.vm.forking.spawn import spawn_from
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove
+from wirt.vm.restore import restore
+from wirt.vm.snapshot import list_snapshots, snapshot
 from wirt.vm.start import start
 from wirt.vm.stop import pause, resume, stop
 
@@ -99,10 +103,32 @@ def memory_files(context):
     return sorted(set(os.listdir(context.home.memory)) - {"home"})
 
 
+def processes_of(root):
+    """Return the processes that have a file below ``root`` open, or name one in their line."""
+    found, place = {}, f"{root}/".encode()
+    for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            numbers = os.listdir(f"/proc/{pid}/fd")
+            links = [os.fsencode(os.readlink(f"/proc/{pid}/fd/{number}")) for number in numbers]
+            if int(pid) != os.getpid() and any(place in word for word in (line, *links)):
+                found[int(pid)] = line.replace(b"\0", b" ").decode(errors="replace")[:200]
+    return found
+
+
+def require_no_process(root):
+    """QEMU is gone at once; its keeper sees that, and ends by itself."""
+    deadline = time.monotonic() + 60
+    while left := processes_of(root):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
 def require_clean(context):
     """When the machines are gone, nothing is left of them."""
     for name in machine_names(context.home):
         remove(context, name, force=True)
+    require_no_process(context.home.root)
     old = [entry.path for entry in os.scandir(context.home.vms)]
     for path in old:
         os.utime(path, (0, 0))
@@ -154,6 +180,45 @@ def test_qemu_killed_at_any_step_leaves_a_machine_that_starts(context, points, s
         assert found.status == "stopped", (point, found)
         start(context, "src")
         require_running(context)
+    require_clean(context)
+
+
+@pytest.mark.parametrize("point", ["stopped", "saved", "loaded"])
+def test_a_second_qemu_that_is_killed_leaves_the_first_running(context, point):
+    """It is the one that has the overlay open, which has the image's name already."""
+    make(context)
+    image = os.path.join(context.home.vm("src").disks, "disk0.qcow2")
+    before = read_record(context.home.vm("src").record).run.process
+    code, said = kill_at(context, f"{point}={image}", "fork", "src", "one")
+    assert code > 0, said
+    assert "Traceback" not in said, said
+    assert "QEMU" in said, said
+    require_running(context)
+    assert read_record(context.home.vm("src").record).run.process == before
+    assert machine_names(context.home) == ["src"]
+    fork(context, "src", ["one"])
+    require_running(context, "one")
+    require_clean(context)
+
+
+def test_a_fork_whose_qemu_is_killed_at_any_step(context):
+    """Before it runs, there is no fork and the reason is said; after that, it is down."""
+    make(context)
+    for turn, point in enumerate(("child-begun", "child-loaded", "child-runs")):
+        name = f"fork{turn}"
+        lock = context.home.vm(name).run_lock
+        code, said = kill_at(context, f"{point}={lock}", "fork", "src", name)
+        assert "Traceback" not in said, (point, said)
+        require_running(context)
+        if point == "child-runs":
+            assert state.look(context.home.vm(name)).status == "stopped"
+            start(context, name)
+            require_running(context, name)
+            remove(context, name, force=True)
+        else:
+            assert code > 0, point
+            assert "QEMU" in said, (point, said)
+        assert machine_names(context.home) == ["src"], point
     require_clean(context)
 
 
@@ -290,17 +355,51 @@ def test_many_forks_share_one_state_whose_files_never_change(context):
     require_clean(context)
 
 
+def traces(context):
+    """Return all that a machine could leave, but for what it has outside its home."""
+    home = context.home
+    files = sorted(
+        os.path.join(directory, name)
+        for base in (home.root, home.memory)
+        for directory, directories, names in os.walk(base)
+        for name in (*directories, *names)
+    )
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "processes": sorted(processes_of(home.root)),
+        "files": files,
+    }
+
+
+def rss():
+    """Return what this process has resident."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_cycles_of_fork_and_remove_leak_nothing(context):
-    make(context)
+    """As root each fork has a TAP, of one name: a second one while the first is left fails."""
+    tap = f"wt{os.getpid()}"
+    can_tap = os.geteuid() == 0 and os.path.exists("/dev/net/tun")
+    wish = Birth(networks={0: Tap(interface=tap, vhost="off")} if can_tap else {})
+    make(context, nics=[{"backend": {"type": "none"}}])
     frozen = freeze(context, "src")
-    spawn_from(context, frozen.state, "warm")
+    spawn_from(context, frozen.state, "warm", wish)
+    assert os.path.exists(f"/sys/class/net/{tap}") is can_tap
     remove(context, "warm", force=True)
-    fds, here = len(os.listdir("/proc/self/fd")), memory_files(context)
+    before = traces(context)
+    resident = rss()
     for turn in range(int(os.environ.get("WIRT_FORK_CYCLES", "5"))):
-        spawn_from(context, frozen.state, f"c{turn}")
+        spawn_from(context, frozen.state, f"c{turn}", wish)
+        sockets = context.home.vm(f"c{turn}").runtime
         remove(context, f"c{turn}", force=True)
-    assert len(os.listdir("/proc/self/fd")) <= fds
-    assert memory_files(context) == here
+        assert not os.path.exists(sockets)
+    deadline = time.monotonic() + 60
+    while (after := traces(context)) != before:
+        assert time.monotonic() < deadline, (before, after)
+        time.sleep(0.1)
+    assert not os.path.exists(f"/sys/class/net/{tap}")
+    assert rss() - resident < 16 << 20
     assert machine_names(context.home) == ["src"]
     states.release(frozen.state, states.process_label())
     require_clean(context)
@@ -347,6 +446,44 @@ def test_a_full_disk_in_the_middle_leaves_the_source_alive(small):
             require_running(context)
         fork(context, "src", ["one"])
         require_running(context, "one")
+        require_clean(context)
+    finally:
+        for name in machine_names(context.home):
+            remove(context, name, force=True)
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_in_the_middle_of_a_snapshot_and_of_a_restore(small):
+    """However much is left, it is done, or the machine is as before and the reason is said."""
+    context = Context(home_at(str(small[0] / "wirt")))
+    ballast = small[0] / "ballast"
+
+    def with_little_left(act, *arguments, **options):
+        for keep in (0, 4 << 10, 16 << 10, 100 << 10, 400 << 10):
+            fill(ballast)
+            os.truncate(ballast, max(0, ballast.stat().st_size - keep))
+            said = ""
+            try:
+                act(context, "src", "one", *arguments, **options)
+            except WirtError as error:
+                said = str(error)
+            ballast.unlink()
+            if not said:
+                return
+            assert "space" in said.lower(), (keep, said)
+            require_running(context)
+            assert machine_names(context.home) == ["src"]
+        act(context, "src", "one", *arguments, **options)
+
+    try:
+        make(context)
+        with_little_left(snapshot)
+        require_running(context)
+        assert [row.name for row in list_snapshots(context, "src")] == ["one"]
+        with_little_left(restore, discard=True)
+        require_running(context)
+        with_little_left(restore, to="new")
+        require_running(context, "new")
         require_clean(context)
     finally:
         for name in machine_names(context.home):

@@ -27,6 +27,7 @@ from wirt.vm.restore import REPLACED, restore, undo
 from wirt.vm.snapshot import list_snapshots, snapshot
 from wirt.vm.start import start
 from wirt.vm.stop import stop
+from wirt.vm.vm import Vm
 
 pytestmark = [pytest.mark.needs_qemu]
 
@@ -61,6 +62,9 @@ def test_a_machine_goes_back_forth_and_into_a_new_one(context, cli):
     require_running(context)
     assert not old.alive()
     assert holds_byte(context, "src", 1)
+    line = " ".join(read_record(paths.record).run.argv)
+    assert os.path.join(paths.disks, "disk0.qcow2") in line
+    assert ".new-" not in line
     assert names(context) == ["one", "two", REPLACED]
     assert load_spec(paths) == before
     assert state.look(paths).record.run.forwards == ports
@@ -111,6 +115,33 @@ def test_a_snapshot_of_a_machine_that_was_down_brings_back_the_disks(context):
     restore(context, "src", REPLACED, discard=True)
     assert holds_byte(context, "src", 2)
     require_running(context)
+    require_clean(context)
+
+
+def test_the_library_does_what_the_verbs_do(context):
+    make(context)
+    src = Vm("src", context)
+    write(context, "src", 1)
+    taken = src.snapshot("one")
+    assert (taken.machine, taken.name, taken.memory) == ("src", "one", True)
+    assert taken.pause > 0
+    write(context, "src", 2)
+    done = src.undo()
+    assert (done.snapshot, done.kept, done.running) == ("one", REPLACED, True)
+    assert holds_byte(context, "src", 1)
+    assert src.restore(REPLACED, discard=True).kept == ""
+    assert holds_byte(context, "src", 2)
+    new = src.restore_to("one", "new")
+    assert (new.name, new.status) == ("new", "running")
+    assert holds_byte(context, "new", 1)
+    assert [fork.name for fork in src.forks(2)] == ["src-1", "src-2"]
+    assert [(row.name, row.memory) for row in src.snapshots()] == [("one", True), (REPLACED, True)]
+    src.remove_snapshot(REPLACED)
+    assert [row.name for row in src.snapshots()] == ["one"]
+    with pytest.raises(NotFound):
+        src.restore("none")
+    for name in ("src", "src-2", "new"):
+        require_running(context, name)
     require_clean(context)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +104,7 @@ class Catalog:
                 f"{image.record.name} is the base of {_listed(users)}",
                 hint=f"remove them first: wirt rm {users[0]}",
             )
-        doomed = self.root / f".old-{secrets.token_hex(8)}"
+        doomed = self.root / f".old-{os.urandom(8).hex()}"
         try:
             image.directory.rename(doomed)
             sync_directory(os.fspath(self.root))
@@ -132,7 +131,7 @@ class Catalog:
     def draft(self) -> Iterator[Draft]:
         """Yield a directory to make an image in; what is not published is removed."""
         self._make_root()
-        directory = self.root / f".new-{secrets.token_hex(8)}"
+        directory = self.root / f".new-{os.urandom(8).hex()}"
         try:
             directory.mkdir(0o700)
             fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

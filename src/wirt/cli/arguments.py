@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from wirt.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are errors like all others."""
+    """argparse whose complaints are errors like all others.
+
+    ``later`` declares options that are not needed unless somebody uses or asks for one.
+    """
+
+    later: Callable[[], None] | None = None
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the arguments. Raises UsageError."""
+        known = self._option_string_actions
+        if any(word.startswith("-") and word not in known for word in words):
+            self._complete()
+        return self.parse_args(words)
+
+    def format_help(self) -> str:
+        self._complete()
+        return super().format_help()
+
+    def _complete(self) -> None:
+        declare, self.later = self.later, None
+        if declare is not None:
+            declare()
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"{self.prog} --help")
@@ -45,8 +66,13 @@ def add_machine(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
         parser.add_argument("name", metavar="VM", help="name of the machine")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
+def add_settings(parser: Parser) -> None:
     """Add a flag for every setting that declares one, ``--set`` for all others, and ``-p``."""
+    parser.set_defaults(assignments=[], forwards=[], no_net=False)
+    parser.later = lambda: _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     from wirt.spec.machine import Machine
     from wirt.spec.settings import settings
 

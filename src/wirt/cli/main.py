@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -12,6 +13,20 @@ from wirt.version import VERSION
 INTERRUPTED = 130
 SIGPIPE_CODE = 128 + 13
 INTERNAL_ERROR = 70
+
+
+def program() -> None:
+    """The whole process: what was imported need not be taken apart at its end."""
+    code = main()
+    import threading
+
+    if any(not thread.daemon for thread in threading.enumerate()[1:]):
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,7 +100,7 @@ def _verb(verb: str, words: list[str]) -> int:
     parser = make_parser(verb, verbs()[verb])
     module.configure(parser)
     words, command = _split(words)
-    args = parser.parse_args(words)
+    args = parser.parse(words)
     args.command = [*getattr(args, "command", []), *command]
     if args.quiet:
         os.environ["WIRT_QUIET"] = "1"
@@ -167,4 +182,4 @@ def family_overview(family: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

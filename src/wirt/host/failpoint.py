@@ -1,8 +1,8 @@
 """Points at which a test lets something be killed: ``WIRT_FAILPOINT=NAME[:N][=VICTIM]``.
 
 Without N the first time that the point is reached. The victim is this process, the process
-with that number, or every process that has the file of that path open. What must survive any
-kill is tested at every step that it has, instead of at random moments.
+with that number, or every process that has a file open which matches that path. What must
+survive any kill is tested at every step that it has, instead of at random moments.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ def failpoint(name: str) -> None:
     elif _VICTIM.isdigit():
         os.kill(int(_VICTIM), signal.SIGKILL)
     else:
+        from glob import glob
+
         from wirt.host.holders import kill_holders
 
-        kill_holders(_VICTIM)
+        for path in glob(_VICTIM, include_hidden=True):
+            kill_holders(path)

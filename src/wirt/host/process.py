@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import IO
 
 from wirt.errors import HostError, MissingDependency, Timeout
-
-log = logging.getLogger(__name__)
 
 Stream = int | IO[bytes] | None
 
@@ -100,7 +98,7 @@ def spawn(
 
     ``env`` adds to the environment. Raises MissingDependency, HostError.
     """
-    log.debug("spawn: %s", shlex.join(argv))
+    _log(argv)
     program = find_program(argv[0])
     try:
         return subprocess.Popen(
@@ -118,6 +116,14 @@ def spawn(
         raise HostError(f"{argv[0]} cannot be started: {error.strerror}{place}") from error
     except ValueError as error:  # a NUL in an argument, which no program can be given
         raise HostError(f"{argv[0]} cannot be started: {error}") from error
+
+
+def _log(argv: Sequence[str]) -> None:
+    """Who wants to see has imported ``logging``; it takes longer than all else here."""
+    if "logging" in sys.modules:
+        import logging
+
+        logging.getLogger(__name__).debug("spawn: %s", shlex.join(argv))
 
 
 def mortal(argv: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from wirt.errors import ImageError, UsageError
 from wirt.image.base import Format, OpenOptions
-from wirt.image.formats.qcow2 import FORMAT as QCOW2
+from wirt.image.formats.qcow2.format import FORMAT as QCOW2
 from wirt.image.locks import WRITER, lock
 from wirt.image.registry import find_format
 from wirt.image.storage.file import FileStorage

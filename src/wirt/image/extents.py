@@ -39,32 +39,38 @@ def _behind(backing: Image, hole: Extent, depth: int) -> Iterator[Extent]:
 
 def joined(extents: Iterable[Extent]) -> Iterator[Extent]:
     """Join neighbours in one state, of one depth, whose bytes also lie side by side."""
-    last: Extent | None = None
+    first: Extent | None = None
+    length = 0
     for extent in extents:
-        if last is not None and _continues(last, extent):
-            last = replace(last, length=last.length + extent.length)
+        if first is not None and _continues(first, length, extent):
+            length += extent.length  # a copy for each step would cost more than finding it
             continue
-        if last is not None:
-            yield last
-        last = extent
-    if last is not None:
-        yield last
+        if first is not None:
+            yield _as_long(first, length)
+        first, length = extent, extent.length
+    if first is not None:
+        yield _as_long(first, length)
 
 
-def _continues(last: Extent, extent: Extent) -> bool:
-    if (last.kind, last.depth, last.compressed) != (extent.kind, extent.depth, extent.compressed):
+def _as_long(extent: Extent, length: int) -> Extent:
+    return extent if extent.length == length else replace(extent, length=length)
+
+
+def _continues(first: Extent, length: int, extent: Extent) -> bool:
+    """Return whether ``extent`` goes on where ``length`` bytes from ``first`` on end."""
+    if first.kind is not extent.kind or first.depth != extent.depth:
         return False
-    if last.storage is not extent.storage or not _reserved_continues(last, extent):
+    if first.compressed != extent.compressed or first.storage is not extent.storage:
         return False
-    if last.storage_offset is None or extent.storage_offset is None:
-        return last.storage_offset == extent.storage_offset
-    return last.storage_offset + last.length == extent.storage_offset
+    return _goes_on(first.storage_offset, length, extent.storage_offset) and _goes_on(
+        first.reserved_offset, length, extent.reserved_offset
+    )
 
 
-def _reserved_continues(last: Extent, extent: Extent) -> bool:
-    if last.reserved_offset is None or extent.reserved_offset is None:
-        return last.reserved_offset is extent.reserved_offset
-    return last.reserved_offset + last.length == extent.reserved_offset
+def _goes_on(place: int | None, length: int, following: int | None) -> bool:
+    if place is None or following is None:
+        return place is following
+    return place + length == following
 
 
 def part_of(extent: Extent, start: int, end: int) -> Extent:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from wirt.errors import ImageError
-from wirt.image.formats.qcow2 import FORMAT
+from wirt.image.formats.qcow2.create import CreateOptions, new_header, write_empty
 from wirt.image.locks import WRITER, lock
 from wirt.image.storage.file import FileStorage
 
@@ -17,7 +17,8 @@ def create_overlay(path: str, size: int, *, backing: str, backing_format: str) -
         with FileStorage(path, writable=True, create=True) as storage:
             lock(storage.fileno() or 0, WRITER, path=path)
             storage.truncate(0)
-            FORMAT.create(storage, size, {"backing_file": backing, "backing_fmt": backing_format})
+            options = CreateOptions.parse({"backing_file": backing, "backing_fmt": backing_format})
+            write_empty(storage, new_header(size, options))
             storage.flush()
     except BaseException as error:
         if isinstance(error, ImageError):

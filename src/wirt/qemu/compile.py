@@ -24,6 +24,7 @@ from wirt.qemu.reserved import reserved_slots
 from wirt.qemu.runtime import Runtime
 from wirt.qemu.sandbox import sandbox
 from wirt.qemu.sound import audio_backend, sound
+from wirt.qemu.tpm import tpm
 from wirt.spec.machine import Machine
 
 
@@ -81,6 +82,7 @@ def _devices(machine: Machine, runtime: Runtime) -> list[Argument]:
         *(devices.entropy(board) if machine.rng else ()),
         *(devices.balloon(board) if has_balloon(machine, runtime) else ()),
         *(devices.generation_id(runtime) if machine.vmgenid else ()),
+        *tpm(machine, runtime),
         *devices.watchdog(machine, board),
         *devices.panic_notifier(machine),
         *sound(machine, board),

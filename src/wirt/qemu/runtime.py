@@ -39,6 +39,8 @@ class Runtime:
     An ``attended`` QEMU belongs to the person who started it: no QMP socket of wirt's, and
     messages without time stamps.
     ``memory_file`` backs the guest's memory, with ``memory_shared`` writing through to it.
+    ``tpm_fd`` is a descriptor that is connected to the TPM; -1: QEMU connects to the socket
+    ``tpm``.
     ``socket_fds`` has descriptors that listen already, by the names that ``socket`` takes.
     """
 
@@ -55,6 +57,7 @@ class Runtime:
     memory_file: str = ""
     memory_shared: bool = False
     socket_fds: Mapping[str, int] = field(default_factory=dict)
+    tpm_fd: int = -1
     incoming: bool = False
     paused: bool = False
     sandbox: bool = True

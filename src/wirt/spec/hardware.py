@@ -108,6 +108,19 @@ class Watchdog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ] = "reset"
 
 
+class Tpm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A Trusted Platform Module, which swtpm emulates. A VM has one of its own, with its keys."""
+
+    version: Annotated[
+        Literal["none", "1.2", "2.0"],
+        setting("Specification that it follows, or none", flags=("--tpm",)),
+    ] = "none"
+    model: Annotated[
+        Literal["auto", "tpm-crb", "tpm-tis"],
+        setting("Interface to the guest; auto: tpm-crb for 2.0, tpm-tis for 1.2"),
+    ] = "auto"
+
+
 class Actions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the host does on events in the guest."""
 

@@ -17,6 +17,7 @@ from wirt.spec.hardware import (
     Qemu,
     Rtc,
     SoundCard,
+    Tpm,
     Usb,
     Watchdog,
 )
@@ -63,6 +64,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         ),
     ] = "q35"
     firmware: Annotated[Firmware, setting("What starts the machine")] = Firmware()
+    tpm: Annotated[Tpm, setting("Trusted Platform Module")] = Tpm()
     boot: Annotated[Boot, setting("Where the guest comes from")] = Boot()
     disks: Annotated[tuple[Disk, ...], setting("Drives")] = ()
     scsi_controller: Annotated[

@@ -18,6 +18,7 @@ def problems_of(machine: Machine) -> list[Problem]:
     return [
         *_topology(machine.cpu),
         *_firmware(machine),
+        *_tpm(machine),
         *_boot(machine),
         *_rtc(machine.rtc),
         *(p for index, disk in enumerate(machine.disks) for p in _disk(index, disk)),
@@ -97,6 +98,22 @@ def _firmware(machine: Machine) -> Iterator[Problem]:
         )
     if firmware.variables and firmware.type != "uefi":
         yield Problem(("firmware", "variables"), "belongs to UEFI", 'firmware.type is "bios"')
+
+
+def _tpm(machine: Machine) -> Iterator[Problem]:
+    tpm = machine.tpm
+    if tpm.version != "none" and machine.boot.initrd and machine.firmware.type == "bios":
+        # QEMU leaves 160 KiB at the top of memory to ACPI; with the TPM's log it needs 192.
+        yield Problem(
+            ("tpm", "version"),
+            "is not for a kernel that BIOS boots directly: QEMU loads boot.initrd over the ACPI "
+            "tables, and the guest finds no TPM",
+            "boot a disk that has a boot loader (wirt pull, wirt create --disk), or by UEFI",
+        )
+    if tpm.version == "1.2" and tpm.model == "tpm-crb":
+        yield Problem(("tpm", "model"), "tpm-crb came with TPM 2.0", "leave it out, or tpm-tis")
+    if tpm.version == "none" and tpm.model != "auto":
+        yield Problem(("tpm", "model"), "is of no use without a TPM", 'set tpm.version = "2.0"')
 
 
 def _is_q35(machine_type: str) -> bool:

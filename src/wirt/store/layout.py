@@ -14,6 +14,8 @@ Nothing else builds paths.
     │   │   ├── run.lock      held by the QEMU process: held means running
     │   │   ├── snapshots/    0700 NAME.json for each: which state it is, see wirt.store.snapshots
     │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
+    │   │   ├── tpm/          0700 of the VM's uid: what its TPM keeps, swtpm's directory
+    │   │   ├── next-tpm/     likewise, for the QEMU that it is being handed over to
     │   │   └── log/          0700 of the VM's uid: console and QEMU messages, bounded
     │   ├── .new-XXXXXXXX/    a machine being made; garbage once its lock is free
     │   └── .old-XXXXXXXX/    a machine being removed; likewise
@@ -30,11 +32,15 @@ Nothing else builds paths.
     │   │   ├── devices       0440 what QEMU saved of its devices
     │   │   ├── diskN.FORMAT  0440 frozen image of disks[N]
     │   │   ├── uefi-variables.fd
+    │   │   ├── tpm/          of a machine that was down; else QEMU has it in devices
     │   │   └── mem           0440 the memory, if it is kept on disk
     │   └── .old-XXXXXXXX/    a state being removed; garbage
     ├── templates/            0700: warm images, see wirt.store.templates
     │   ├── FINGERPRINT.json  0600 which state is one, and of what; its time is that of its use
     │   └── FINGERPRINT.lock  held by the wirt command that makes it
+    ├── pools/                0700: how many forks of a template wait, see wirt.store.pools
+    │   ├── FINGERPRINT.json  0600 of which template, and how many
+    │   └── FINGERPRINT.lock  held by the wirt command that fills or changes it
     ├── images/               guest images, see wirt.catalog
     └── cache/                facts that can be found again
 
@@ -136,6 +142,14 @@ class VmPaths(OwnPaths, frozen=True):
         return os.path.join(self.disks, "uefi-variables.fd")
 
     @property
+    def tpm(self) -> str:
+        return os.path.join(self.root, "tpm")
+
+    @property
+    def next_tpm(self) -> str:
+        return os.path.join(self.root, "next-tpm")
+
+    @property
     def seed(self) -> str:
         return os.path.join(self.disks, "seed.img")
 
@@ -216,6 +230,10 @@ class StatePaths(msgspec.Struct, frozen=True):
         return os.path.join(self.root, "uefi-variables.fd")
 
     @property
+    def tpm(self) -> str:
+        return os.path.join(self.root, "tpm")
+
+    @property
     def kept_memory(self) -> str:
         """The memory on disk: survives a reboot of the host."""
         return os.path.join(self.root, "mem")
@@ -275,6 +293,16 @@ class Home(msgspec.Struct, frozen=True):
 
     def template_lock(self, fingerprint: str) -> str:
         return os.path.join(self.templates, f"{fingerprint}.lock")
+
+    @property
+    def pools(self) -> str:
+        return os.path.join(self.root, "pools")
+
+    def pool(self, fingerprint: str) -> str:
+        return os.path.join(self.pools, f"{fingerprint}.json")
+
+    def pool_lock(self, fingerprint: str) -> str:
+        return os.path.join(self.pools, f"{fingerprint}.lock")
 
     @property
     def images(self) -> str:

@@ -84,10 +84,17 @@ class Run(msgspec.Struct, frozen=True):
     server_pid: int = 0
     """The process that serves them, with its start time."""
     server_start_ticks: int = 0
+    tpm_pid: int = 0
+    """The swtpm beside QEMU, with its start time."""
+    tpm_start_ticks: int = 0
 
     @property
     def process(self) -> ProcessId:
         return ProcessId(self.pid, self.start_ticks)
+
+    @property
+    def tpm(self) -> ProcessId | None:
+        return ProcessId(self.tpm_pid, self.tpm_start_ticks) if self.tpm_pid else None
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -142,6 +149,8 @@ class Record(msgspec.Struct, frozen=True):
     """A fork that has loaded its memory and never ran: undone if its maker was killed."""
     identity_due: IdentityDue | None = None
     """Set for a fork that was made paused, until it runs."""
+    pool: str = ""
+    """The pool in which it waits (``wirt.store.pools``), until it runs."""
 
 
 def read_record(path: str) -> Record:

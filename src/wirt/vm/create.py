@@ -11,10 +11,8 @@ from typing import Any
 import msgspec
 
 from wirt.catalog.image import Kind, StoredImage
-from wirt.catalog.seed import Seed, build_seed
 from wirt.errors import UsageError
 from wirt.host.qemu_probe import probe
-from wirt.image.create import create_image
 from wirt.spec import toml
 from wirt.spec.machine import Machine
 from wirt.store.atomic import write_file
@@ -26,7 +24,6 @@ from wirt.vm.channels import STANDARD
 from wirt.vm.context import Context
 from wirt.vm.description import summarise
 from wirt.vm.fresh import random_mac, random_uuid
-from wirt.vm.keys import public_key
 from wirt.vm.ownership import choose_uid, give
 from wirt.vm.source import CdFile, DiskFile, Source, check_backing_free
 
@@ -72,6 +69,9 @@ def _wants_seed(source: Source | None, wish: Wish) -> bool:
 
 
 def _write_seed(context: Context, paths: VmPaths, machine: Machine, source: Source | None) -> None:
+    from wirt.catalog.seed import Seed, build_seed
+    from wirt.vm.keys import public_key
+
     user = source.record.user if isinstance(source, StoredImage) else ""
     seed = Seed(
         instance_id=machine.uuid,
@@ -168,12 +168,16 @@ def _use_disk_file(paths: VmPaths, source: DiskFile, wish: Wish, tree: dict[str,
 
 
 def _use_empty_disk(paths: VmPaths, wish: Wish, tree: dict[str, Any]) -> None:
+    from wirt.image.create import create_image
+
     size = wish.disk_size or DEFAULT_DISK
     create_image(os.path.join(paths.disks, "disk0.qcow2"), "qcow2", size)
     tree["disks"].append({"image": "disks/disk0.qcow2", "format": "qcow2"})
 
 
 def _overlay(paths: VmPaths, base: DiskFile, size: int) -> dict[str, Any]:
+    from wirt.image.create import create_image
+
     create_image(
         os.path.join(paths.disks, "disk0.qcow2"),
         "qcow2",

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 
-from wirt.image.create import create_image
-from wirt.image.open import open_image
 from wirt.qemu.block import is_discarding
 from wirt.spec.machine import Machine
 from wirt.store.layout import VmPaths
@@ -27,6 +25,9 @@ def overlay_paths(paths: VmPaths, machine: Machine) -> dict[int, str]:
 
 def make_overlays(paths: VmPaths, machine: Machine) -> None:
     """Make the overlays anew. Raises ImageError."""
+    from wirt.image.create import create_image
+    from wirt.image.open import open_image
+
     for index, overlay in overlay_paths(paths, machine).items():
         disk = machine.disks[index]
         base = image_path(paths, disk)

@@ -25,12 +25,13 @@ def set_values(context: Context, name: str, assignments: dict[str, str]) -> bool
     Comments and order of machine.toml stay. Raises UsageError, SpecError.
     """
     with locked(context.home, name, waiting=context.say) as paths:
-        text = _assigned(read_spec(paths), assignments)
+        text = assigned(read_spec(paths), assignments)
         replace_locked(paths, text)
         return state.look(paths, ask=False).is_up
 
 
-def _assigned(text: str, assignments: dict[str, str]) -> str:
+def assigned(text: str, assignments: dict[str, str]) -> str:
+    """Return a description with ``key`` → text set; comments and order stay. Raises UsageError."""
     import tomlkit
 
     document = tomlkit.parse(text)

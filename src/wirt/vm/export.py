@@ -10,6 +10,7 @@ from wirt.host.accel import choose_accelerator
 from wirt.host.qemu_probe import probe
 from wirt.qemu.compile import arguments
 from wirt.qemu.render import argv
+from wirt.qemu.tpm import SOCKET
 from wirt.spec.console import (
     Console,
     Monitor,
@@ -21,6 +22,7 @@ from wirt.spec.console import (
     Vnc,
 )
 from wirt.spec.machine import Machine
+from wirt.store.layout import VmPaths
 from wirt.store.machines import find
 from wirt.vm.context import Context
 from wirt.vm.description import load_spec
@@ -38,10 +40,21 @@ def export(context: Context, name: str, program: str) -> list[str]:
     accelerator = choose_accelerator(
         machine.accelerator, cache_dir=context.home.cache, built_in=capabilities.accelerators
     )
+    if machine.tpm.version != "none":
+        context.say(f"it has a TPM, which waits for each start of it: {_tpm_line(paths, machine)}")
     runtime = replace(
         runtime_of(paths, machine, accelerator), paused=False, sandbox=False, attended=True
     )
     return argv(program, arguments(machine, runtime, capabilities))
+
+
+def _tpm_line(paths: VmPaths, machine: Machine) -> str:
+    version = "--tpm2 " if machine.tpm.version == "2.0" else ""
+    place = paths.socket(SOCKET)
+    return (
+        f"mkdir -p {paths.runtime} && swtpm socket {version}--tpmstate dir={paths.tpm} "
+        f"--ctrl type=unixio,path={place} --terminate"
+    )
 
 
 def plain(machine: Machine) -> Machine:

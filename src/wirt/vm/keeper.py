@@ -122,7 +122,7 @@ class Console:
             self._queue(viewer, self._log.tail(HISTORY))
 
     def _serve(self, viewer: socket.socket, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
+        if events & selectors.EVENT_WRITE and viewer in self._viewers:
             self._flush(viewer)
         if events & selectors.EVENT_READ and viewer in self._viewers:
             self._read_viewer(viewer)

@@ -22,10 +22,13 @@ from wirt.errors import (
     WirtError,
 )
 from wirt.host.process import spawn
+from wirt.host.process_id import ProcessId
 from wirt.protocols.qmp.client import QmpClient
+from wirt.vm.tpm import Tpm, spawn_with
 
 _POLL_SECONDS = 0.003
 _MESSAGE_BYTES = 64 << 10
+_END_SECONDS = 15.0
 
 
 @dataclass(slots=True)
@@ -36,10 +39,11 @@ class Launched:
     qmp: QmpClient
     messages_fd: int
     """The reading end of its standard error."""
+    tpm: ProcessId | None = None
 
     def kill(self) -> None:
         """Undo the launch: the guest has not run."""
-        end(self.process)
+        end(self.process, self.tpm)
 
     def close(self) -> None:
         """Let go of a QEMU that others look after now."""
@@ -53,6 +57,7 @@ class Starting:
 
     process: subprocess.Popen[bytes]
     messages_fd: int
+    tpm: ProcessId | None = None
 
     def connect(self, qmp_socket: str, *, timeout: float) -> Launched:
         """Return it when it answers; end it if it does not. Raises QemuError, Timeout."""
@@ -61,11 +66,11 @@ class Starting:
         except BaseException:
             self.end()
             raise
-        return Launched(self.process, qmp, self.messages_fd)
+        return Launched(self.process, qmp, self.messages_fd, self.tpm)
 
     def end(self) -> None:
         """Undo the start."""
-        end(self.process)
+        end(self.process, self.tpm)
         self.messages_fd = _closed(self.messages_fd)
 
 
@@ -76,25 +81,33 @@ def _closed(fd: int) -> int:
     return -1
 
 
-def begin(argv: list[str], inherit: Collection[int]) -> Starting:
-    """Start QEMU without waiting for it."""
+def begin(argv: list[str], inherit: Collection[int], tpm: Tpm | None = None) -> Starting:
+    """Start QEMU, and its TPM, without waiting for it."""
     read_fd, write_fd = os.pipe()
-    try:
-        process = spawn(
-            argv, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
-            pass_fds=inherit, new_session=True, cwd="/",
+
+    def start(line: list[str], fds: Collection[int]) -> subprocess.Popen[bytes]:
+        return spawn(
+            line, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
+            pass_fds=fds, new_session=True, cwd="/",
         )  # fmt: skip
+
+    try:
+        if tpm is None:
+            return Starting(start(argv, inherit), read_fd)
+        process, module = spawn_with(tpm, argv, inherit, start)
+        return Starting(process, read_fd, module)
     except BaseException:
         os.close(read_fd)
         raise
     finally:
         os.close(write_fd)
-    return Starting(process, read_fd)
 
 
-def launch(argv: list[str], qmp_socket: str, inherit: list[int], *, timeout: float) -> Launched:
+def launch(
+    argv: list[str], qmp_socket: str, inherit: list[int], tpm: Tpm | None, *, timeout: float
+) -> Launched:
     """Start QEMU and connect to it within ``timeout`` seconds. Raises QemuError, Timeout."""
-    return begin(argv, inherit).connect(qmp_socket, timeout=timeout)
+    return begin(argv, inherit, tpm).connect(qmp_socket, timeout=timeout)
 
 
 def _connect(
@@ -200,7 +213,9 @@ def _clean(messages: str) -> str:
     return "; ".join(lines[-4:])[:1000]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill and reap a child that must not run."""
+def end(process: subprocess.Popen[bytes], tpm: ProcessId | None = None) -> None:
+    """Kill and reap a child that must not run; its TPM ends with it."""
     process.kill()
     process.wait()
+    if tpm is not None:
+        tpm.wait(_END_SECONDS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from wirt.errors import (
@@ -26,14 +26,14 @@ from wirt.store.templates import making, remove_template
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
 from wirt.vm.forking.spawn import Wish as SpawnWish
-from wirt.vm.forking.spawn import spawn_from
+from wirt.vm.forking.spawn import nothing, spawn_from
+from wirt.vm.pool import PREFIX, claim, refill_behind
 from wirt.vm.remove import remove
 from wirt.vm.source import Source
 from wirt.vm.start import start
 from wirt.vm.template import Sought, find_warm, make_warm, seek
 from wirt.vm.wait import wait_for_guest
 
-PREFIX = "run-"
 _POLL_SECONDS = 0.2
 
 
@@ -59,31 +59,66 @@ def bring_up(
 
 @contextlib.contextmanager
 def temporary(
-    context: Context, source: Source, wish: Wish, *, timeout: float, cold: bool = False
+    context: Context,
+    source: Source,
+    wish: Wish,
+    *,
+    timeout: float,
+    cold: bool = False,
+    meanwhile: Callable[[], None] = nothing,
 ) -> Iterator[str]:
     """Yield the name of a running machine that is removed at the end, whatever happens.
 
-    It is a fork of a template where one fits; else it boots, and becomes one. ``cold`` does
-    without. If this process is killed, the next one that makes a machine removes it.
+    It is one that waits in a pool, or a fork of a template where one fits; else it boots, and
+    becomes one. ``cold`` does without. If this process is killed, the next one that makes a
+    machine removes it.
+    ``meanwhile`` is called when a fork's QEMU is starting, which takes a moment.
     """
     remove_orphans(context)
-    name = f"{PREFIX}{secrets.token_hex(4)}"
+    name = f"{PREFIX}{os.urandom(4).hex()}"
     sought = None if cold else seek(context, source, wish)
+    waiting = claim(context, sought.fingerprint) if sought is not None else None
     try:
-        if sought is None:
+        if waiting is not None:
+            context.say(f"taken from the pool: {waiting}")
+            name = waiting
+        elif sought is None:
             bring_up(context, name, source, replace(wish, temporary=True), timeout=timeout)
         else:
-            _warm_up(context, name, sought, wish, timeout)
+            _warm_up(context, name, sought, wish, timeout, meanwhile)
         yield name
     finally:
         if name in machine_names(context.home):
             remove(context, name, force=True)
+        if sought is not None:
+            refill_behind(context, sought.fingerprint)
 
 
-def _warm_up(context: Context, name: str, sought: Sought, wish: Wish, timeout: float) -> None:
+def ensure_warm(context: Context, source: Source, wish: Wish, *, timeout: float) -> Sought:
+    """Return the template for this source; it is made if there is none. Raises WrongState."""
+    sought = seek(context, source, wish)
+    if sought is None:
+        raise WrongState(
+            "these machines always boot: there can be no template, and so no pool",
+            hint="a built image, without published ports; with KVM also --set forkable=on",
+        )
+    if find_warm(context, sought) is None:
+        with temporary(context, source, wish, timeout=timeout):
+            pass
+    return sought
+
+
+def _warm_up(
+    context: Context,
+    name: str,
+    sought: Sought,
+    wish: Wish,
+    timeout: float,
+    meanwhile: Callable[[], None],
+) -> None:
     """Fork the template; the first who needs it makes it, others wait for that."""
     deadline = time.monotonic() + timeout
-    while not _forked(context, name, sought):
+    while not _forked(context, name, sought, meanwhile):
         with making(context.home, sought.fingerprint) as ours:
             if ours:
                 temporary_wish = replace(wish, temporary=True)
@@ -98,12 +133,13 @@ def _warm_up(context: Context, name: str, sought: Sought, wish: Wish, timeout: f
         time.sleep(_POLL_SECONDS)
 
 
-def _forked(context: Context, name: str, sought: Sought) -> bool:
+def _forked(context: Context, name: str, sought: Sought, meanwhile: Callable[[], None]) -> bool:
     state = find_warm(context, sought)
     if state is None:
         return False
     try:
-        made = spawn_from(context, state, name, SpawnWish(temporary=True, reboots=False))
+        wish = SpawnWish(temporary=True, reboots=False)
+        made = spawn_from(context, state, name, wish, meanwhile=meanwhile)
     except NotFound:
         return False  # removed just now
     except NoSpace:

@@ -7,14 +7,11 @@ guest took over must not be able to change what wirt starts next.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Collection
 
 from wirt.errors import HostError
 from wirt.host.confine import switch_uid, vm_uid
-from wirt.image.base import AllowLocalFiles
-from wirt.image.open import open_image
 from wirt.qemu.block import is_read_only
 from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error
@@ -23,7 +20,7 @@ from wirt.store.machines import machine_names
 from wirt.store.record import Record, read_record
 from wirt.vm.preflight import image_path
 
-_UIDS = 65536
+_UIDS = 1 << 16
 
 
 def choose_uid(home: Home) -> int:
@@ -34,7 +31,7 @@ def choose_uid(home: Home) -> int:
     used = {record.uid for record in records} | {record.group for record in records}
     used.add(switch_uid())
     for _ in range(10 * _UIDS):
-        uid = vm_uid(secrets.randbelow(_UIDS))
+        uid = vm_uid(int.from_bytes(os.urandom(2)))
         if uid not in used:
             return uid
     raise HostError("every uid of wirt's range is taken by a machine")
@@ -53,11 +50,11 @@ def make_runtime(paths: VmPaths, record: Record) -> str:
 
 
 def give(paths: VmPaths, record: Record) -> None:
-    """Make the VM's uid the owner of its images and logs."""
+    """Make the VM's uid the owner of its images, logs and TPM."""
     if not record.uid:
         return
     try:
-        for directory in (paths.disks, paths.log):
+        for directory in (paths.disks, paths.log, paths.tpm):
             for root, _, files in os.walk(directory):
                 os.chown(root, record.uid, record.uid)
                 for name in files:
@@ -99,6 +96,9 @@ def _backing_files(path: str, image_format: str) -> list[str]:
     found: list[str] = []
     if image_format != "qcow2":
         return found
+    from wirt.image.base import AllowLocalFiles
+    from wirt.image.open import open_image
+
     with open_image(path, format="qcow2", gate=AllowLocalFiles(), force_share=True) as image:
         below = image.backing
         while below is not None:

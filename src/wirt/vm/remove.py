@@ -12,7 +12,7 @@ from wirt.store.states import collect
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.forking.handover import recover
-from wirt.vm.stop import stop_locked
+from wirt.vm.stop import kill_locked
 
 
 def remove(context: Context, name: str, *, force: bool = False) -> None:
@@ -30,7 +30,7 @@ def remove(context: Context, name: str, *, force: bool = False) -> None:
                 f"{name} is running", hint=f"wirt stop {name}, or wirt rm --force {name}"
             )
         if up:
-            stop_locked(context, paths, timeout=0, force=True)
+            kill_locked(context, paths)
         kept = snapshots(paths)
         remove_machine(context.home, paths)
     for snapshot in kept:

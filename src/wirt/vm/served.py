@@ -15,7 +15,6 @@ import msgspec
 from wirt.errors import ImageError, UsageError
 from wirt.image.base import Image, WritableImage
 from wirt.image.gate import Neighbours
-from wirt.image.open import open_image
 from wirt.qemu.block import FORMATS, disk_id, is_discarding, is_read_only
 from wirt.qemu.runtime import Served
 from wirt.spec.disk import Disk
@@ -80,6 +79,8 @@ def _served(paths: VmPaths, disk: Disk, index: int) -> ServedImage | None:
 
 def _below(overlay: str, index: int) -> ServedImage | None:
     """Return the image that an overlay names, if QEMU could not open it."""
+    from wirt.image.open import open_image
+
     try:
         with open_image(overlay, format="qcow2", with_backing=False, force_share=True) as image:
             info = image.info()
@@ -97,6 +98,8 @@ def beyond_qemu(path: str, image_format: str) -> tuple[str, bool]:
 
     Raises UsageError for a format that nobody knows.
     """
+    from wirt.image.open import open_image
+
     unknown = "" if image_format in FORMATS else f"QEMU has no driver for {image_format}"
     try:
         with open_image(
@@ -127,6 +130,8 @@ def _problem(image: Image) -> str:
 
 def can_be_served(path: str, image_format: str) -> bool:
     """Return whether the image is one to be served, and its parents lie where they may."""
+    from wirt.image.open import open_image
+
     with contextlib.suppress(ImageError, UsageError):
         if beyond_qemu(path, image_format)[0]:
             open_image(path, format=image_format, gate=Neighbours(), force_share=True).close()

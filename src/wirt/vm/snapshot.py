@@ -7,14 +7,14 @@ import time
 
 import msgspec
 
-from wirt.errors import AlreadyExists, WirtError
+from wirt.errors import AlreadyExists, HostError, WirtError
 from wirt.host.failpoint import failpoint
 from wirt.store import snapshots as store
 from wirt.store.kept_memory import keep_memory
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find, locked, read_spec
 from wirt.store.snapshots import Snapshot
-from wirt.store.states import find_state
+from wirt.store.states import find_state, users
 from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.family import blocks, files_below
@@ -108,7 +108,22 @@ def list_snapshots(context: Context, machine: str) -> list[Row]:
     return sorted(rows, key=lambda row: row.created)
 
 
-def remove_snapshot(context: Context, machine: str, name: str) -> None:
-    """Remove a snapshot; machines that stand on it stay. Raises NotFound."""
+def remove_snapshot(context: Context, machine: str, name: str) -> tuple[str, ...]:
+    """Remove a snapshot; machines that stand on it stay. Raises NotFound.
+
+    Returns who they are, as ``users`` does: its files stay as long.
+    """
     with locked(context.home, machine, waiting=context.say) as paths:
+        ident = _state_of(paths, name)
         store.remove_snapshot(context.home, paths, name)
+    if ident and os.path.exists(context.home.state(ident).manifest):
+        return tuple(users(context.home, ident))
+    return ()
+
+
+def _state_of(paths: VmPaths, name: str) -> str:
+    """Return the state of a snapshot; "" for a damaged one, which can be removed all the same."""
+    try:
+        return store.read_snapshot(paths, name).state
+    except HostError:
+        return ""

@@ -7,15 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from wirt.catalog.build import build_image
 from wirt.catalog.catalog import Catalog
 from wirt.catalog.image import StoredImage
-from wirt.catalog.recipe import Recipe
 from wirt.errors import NotFound, NotThisFormat, SpecError
-from wirt.image.open import open_image
-from wirt.image.probe import probe_file
 from wirt.vm.context import Context
-from wirt.vm.served import can_be_served
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,9 @@ def resolve_or_build(context: Context, image: str, *, image_format: str = "") ->
     except NotFound:
         if not is_distribution(image):
             raise
+    from wirt.catalog.build import build_image
+    from wirt.catalog.recipe import Recipe
+
     context.say(f"{image} is built first, once; this takes some minutes")
     catalog = Catalog(Path(context.home.images))
     return build_image(catalog, Recipe(distribution=image), step=context.say)
@@ -63,6 +61,9 @@ def resolve_or_build(context: Context, image: str, *, image_format: str = "") ->
 def _file(context: Context, path: str, image_format: str) -> DiskFile | CdFile:
     if path.lower().endswith(".iso") and not image_format:
         return CdFile(path)
+    from wirt.image.open import open_image
+    from wirt.image.probe import probe_file
+
     if not image_format:
         image_format = probe_file(path)
         if image_format == "raw" and not path.endswith(_RAW_SUFFIXES):
@@ -83,6 +84,9 @@ def is_distribution(image: str) -> bool:
 
 def check_backing_free(source: DiskFile) -> None:
     """Refuse an image that names other files: a stranger's image could name any of ours."""
+    from wirt.image.open import open_image
+    from wirt.vm.served import can_be_served
+
     with open_image(source.path, format=source.format, with_backing=False) as image:
         name = image.info().backing_name
     if name and not can_be_served(source.path, source.format):

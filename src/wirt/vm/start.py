@@ -51,6 +51,7 @@ from wirt.vm.memory import prepare_memory, remove_memory
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import Uplinks, open_forwards, release_all, uplinks_for
 from wirt.vm.served import as_served, find_served, sockets
+from wirt.vm.tpm import Tpm, await_end, joined, with_tpm
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 QMP_SECONDS = 60.0
@@ -110,6 +111,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     if warning:
         context.say(warning)
     end_disk_server(record.run)
+    await_end(record.run)
     images = find_served(paths, machine)
     machine = as_served(machine, images)
     for image in images:
@@ -135,9 +137,12 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
         memory_shared=bool(memory),
     )
     try:
-        with uplinks_for(context, machine) as uplinks:
+        with (
+            uplinks_for(context, machine) as uplinks,
+            joined(machine, paths.tpm, record) as tpm,
+        ):
             _start(
-                paths, machine, record, capabilities, accelerator, runtime, images, uplinks,
+                paths, machine, record, capabilities, accelerator, runtime, images, uplinks, tpm,
                 paused=paused,
             )  # fmt: skip
     finally:
@@ -154,10 +159,11 @@ def _start(
     runtime: Runtime,
     images: tuple[ServedImage, ...],
     uplinks: Uplinks,
+    tpm: Tpm | None,
     *,
     paused: bool,
 ) -> None:
-    runtime = replace(runtime, uplinks=uplinks.values)
+    runtime = replace(runtime, uplinks=uplinks.values, tpm_fd=tpm.qemu_fd if tpm else -1)
     line = command_line(machine, runtime, capabilities, record)
     run = Run(
         pid=0,
@@ -179,7 +185,7 @@ def _start(
         run = with_server(run, start_disk_server(paths, record, machine, images))
         record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
         write_record(paths.record, record)
-        launched = _launch(paths, line, [*runtime.fd_paths.values(), *uplinks.fds])
+        launched = _launch(paths, line, [*runtime.fd_paths.values(), *uplinks.fds], tpm)
         try:
             _settle(paths, machine, record, run, launched)
         except BaseException:
@@ -193,10 +199,10 @@ def _start(
         raise
 
 
-def _launch(paths: VmPaths, line: list[str], fds: list[int]) -> Launched:
+def _launch(paths: VmPaths, line: list[str], fds: list[int], tpm: Tpm | None) -> Launched:
     lock = take_run_lock(paths.run_lock)
     try:
-        return launch(line, paths.socket("qmp"), [lock, *fds], timeout=QMP_SECONDS)
+        return launch(line, paths.socket("qmp"), [lock, *fds], tpm, timeout=QMP_SECONDS)
     finally:
         os.close(lock)
 
@@ -207,6 +213,7 @@ def _settle(paths: VmPaths, machine: Machine, record: Record, run: Run, launched
         raise NotFound(f"QEMU {launched.process.pid} is gone")
     start_keeper(paths, record, console_names(machine), launched.messages_fd)
     run = msgspec.structs.replace(run, pid=process.pid, start_ticks=process.start_ticks)
+    run = with_tpm(run, launched.tpm)
     summary = summarise(paths, machine)
     write_record(
         paths.record,

@@ -21,6 +21,8 @@ _WORDS = {
     "guest-panicked": "panicked",
 }
 
+TPM_LOST = "its TPM has ended, and with the guest's next reset QEMU will: restart it"
+
 
 class VmState(msgspec.Struct, frozen=True):
     """``status`` is ``stopped``, ``starting``, or QEMU's word: ``running``, ``paused`` …"""
@@ -53,15 +55,21 @@ def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
         return VmState(paths.name, "stopped", record, _why_stopped(record))
     if record.phase != "running":
         return VmState(paths.name, "starting", record)
+    note = TPM_LOST if tpm_is_lost(record) else ""
     if not ask:
-        return VmState(paths.name, "running", record)
+        return VmState(paths.name, "running", record, note)
     from wirt.vm.monitor import query_status
 
     try:
         status = query_status(paths, record, timeout=timeout)
     except (Timeout, ProtocolError, WrongState) as error:
         return VmState(paths.name, "running", record, f"QEMU did not answer: {error}")
-    return VmState(paths.name, _WORDS.get(status, status), record)
+    return VmState(paths.name, _WORDS.get(status, status), record, note)
+
+
+def tpm_is_lost(record: Record) -> bool:
+    """True if QEMU runs and its TPM does not: a reset of the guest will end QEMU too."""
+    return record.run is not None and record.run.tpm is not None and not record.run.tpm.alive()
 
 
 def _settled(paths: VmPaths) -> Record:

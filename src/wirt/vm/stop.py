@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 
@@ -22,6 +23,7 @@ from wirt.host.holders import kill_holders, processes_with
 from wirt.host.process_id import ProcessId
 from wirt.protocols.qga.client import AgentClient
 from wirt.protocols.qmp.messages import StatusInfo
+from wirt.qemu.block import is_read_only
 from wirt.store.layout import VmPaths
 from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import locked
@@ -29,14 +31,16 @@ from wirt.store.record import Record, write_record
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
-from wirt.vm.description import load_spec
+from wirt.vm.description import load_spec, load_started
 from wirt.vm.disk_serving import end_disk_server
 from wirt.vm.forking.handover import recover
 from wirt.vm.forking.identity import run_first_time
 from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import release_all
+from wirt.vm.preflight import image_path
 from wirt.vm.session import guest_session
+from wirt.vm.tpm import await_end
 
 DEFAULT_SECONDS = 90.0
 _QUIT_SECONDS = 15.0
@@ -135,26 +139,64 @@ def _quit(paths: VmPaths, record: Record, process: ProcessId) -> str:
         return "QEMU was told to quit"
     process.kill()
     if not process.wait(_QUIT_SECONDS):
-        raise Timeout(
-            f"QEMU {process.pid} does not even end when killed",
-            hint="it hangs in the kernel: see its state in /proc, and the disk's",
-        )
+        raise _undying(process)
     return "QEMU did not answer and was killed"
+
+
+def _undying(process: ProcessId) -> Timeout:
+    return Timeout(
+        f"QEMU {process.pid} does not even end when killed",
+        hint="it hangs in the kernel: see its state in /proc, and the disk's",
+    )
+
+
+def kill_locked(context: Context, paths: VmPaths) -> None:
+    """End a machine whose images are to be removed with it; the caller holds its lock.
+
+    QEMU need not write them out, unless it also writes to an image of the user's. The record is
+    left as it is: killed now, the machine is one that ended by itself.
+    """
+    record = recover(context, paths)
+    process = state.process_of(record)
+    if record.phase != "running" or process is None or not _writes_its_own(paths, record):
+        stop_locked(context, paths, timeout=0, force=True)
+        return
+    process.kill()
+    if not process.wait(_QUIT_SECONDS):
+        raise _undying(process)
+    _clean_up(context, paths, record)
+
+
+def _writes_its_own(paths: VmPaths, record: Record) -> bool:
+    """True if QEMU writes to no image but those in the machine's directory."""
+    if record.run is None or record.run.served:
+        return False
+    try:
+        disks = load_started(paths).disks
+    except WirtError:
+        return False
+    images = [image_path(paths, disk) for disk in disks if disk.image and not is_read_only(disk)]
+    return all(os.path.dirname(os.path.realpath(image)) == paths.disks for image in images)
 
 
 def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None:
     """Record that a machine is down, and remove its sockets and what its cards left."""
+    _clean_up(context, paths, record)
+    write_record(
+        paths.record,
+        msgspec.structs.replace(record, phase="stopped", run=None, ended=ended, identity_due=None),
+    )
+
+
+def _clean_up(context: Context, paths: VmPaths, record: Record) -> None:
     for process in processes_with(paths.run_lock) if run_lock_is_held(paths.run_lock) else []:
         process.wait(_QUIT_SECONDS)
     if record.run is not None:
         release_all(context, paths.name, record.run.wires)
     end_disk_server(record.run)
+    await_end(record.run)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     remove_memory(paths)
-    write_record(
-        paths.record,
-        msgspec.structs.replace(record, phase="stopped", run=None, ended=ended, identity_due=None),
-    )
 
 
 def pause(context: Context, name: str) -> None:
@@ -183,4 +225,7 @@ def _vcpus(context: Context, name: str, command: str) -> None:
         if run is not None:
             run = msgspec.structs.replace(run, paused_on_request=command == "stop")
         due = None if due is not None else record.identity_due
-        write_record(paths.record, msgspec.structs.replace(record, run=run, identity_due=due))
+        pool = "" if command == "cont" else record.pool
+        write_record(
+            paths.record, msgspec.structs.replace(record, run=run, identity_due=due, pool=pool)
+        )

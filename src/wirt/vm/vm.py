@@ -16,12 +16,16 @@ from wirt.vm.context import Context
 from wirt.vm.copy import copy_in, copy_out
 from wirt.vm.create import Wish
 from wirt.vm.description import load_spec
+from wirt.vm.diff import Difference, diff
 from wirt.vm.execute import Order, execute
 from wirt.vm.forking.fork import fork, names_for
 from wirt.vm.forking.spawn import Wish as Spawn
+from wirt.vm.keep import Kept, keep
 from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
+from wirt.vm.restore import Restored, restore, undo
 from wirt.vm.screen import screenshot
+from wirt.vm.snapshot import Row, Taken, list_snapshots, remove_snapshot, snapshot
 from wirt.vm.source import resolve_or_build
 from wirt.vm.start import start
 from wirt.vm.stop import DEFAULT_SECONDS, pause, resume, stop
@@ -153,12 +157,90 @@ class Vm:
         """Make a running copy of this running machine, copy-on-write; this one goes on.
 
         The copy is a machine of its own name, random numbers and addresses, unless
-        ``same_identity``. ``wirt.vm.forking.fork.fork`` makes many, and tells what it cost.
+        ``same_identity``. With ``keep_process`` this one stays in its QEMU: open connections
+        and running commands live on. ``wirt.vm.forking.fork.fork`` tells what it cost. Raises
+        WrongState for a device that cannot be forked, before anything is touched.
         """
         new = name or names_for(self.context, self.name, 1)[0]
         wish = Spawn(same_identity=same_identity)
         fork(self.context, self.name, [new], wish=wish, keep_process=keep_process)
         return replace(self, name=new)
+
+    def forks(
+        self, count: int, *, same_identity: bool = False, keep_process: bool = False
+    ) -> list[Vm]:
+        """Make ``count`` running copies as ``fork`` does, of one moment; all or none of them.
+
+        They are named after this machine: ``web-1``, ``web-2`` …
+        """
+        names = names_for(self.context, self.name, count)
+        wish = Spawn(same_identity=same_identity)
+        fork(
+            self.context, self.name, names,
+            wish=wish, keep_process=keep_process, all_or_nothing=True,
+        )  # fmt: skip
+        return [replace(self, name=name) for name in names]
+
+    def snapshot(self, name: str) -> Taken:
+        """Keep the machine as it is now under ``name``; it goes on.
+
+        With its memory if it is up, else its disks. The result tells how many seconds it stood
+        still (``pause``) and what is kept takes, in bytes (``on_disk``). Raises AlreadyExists,
+        NoSpace, and WrongState for a device that cannot be frozen, before anything is touched.
+        """
+        return snapshot(self.context, self.name, name)
+
+    def snapshots(self) -> list[Row]:
+        """Return the snapshots, oldest first: sizes in bytes, ``created`` in Unix seconds."""
+        return list_snapshots(self.context, self.name)
+
+    def remove_snapshot(self, name: str) -> tuple[str, ...]:
+        """Remove a snapshot; machines that stand on it stay. Raises NotFound.
+
+        Returns them, and states as ``state ID``: the files of the snapshot stay as long.
+        """
+        return remove_snapshot(self.context, self.name, name)
+
+    def restore(self, name: str, *, discard: bool = False) -> Restored:
+        """Bring this machine back to a snapshot: memory, disks and description.
+
+        What it is now is kept as the snapshot ``replaced`` (``Restored.kept``), unless
+        ``discard``. Raises NotFound, WrongState, NoSpace, MissingDependency (the snapshot is of
+        another QEMU), QemuError; then the machine is as before.
+        """
+        return restore(self.context, self.name, name, discard=discard)
+
+    def restore_to(self, name: str, new: str) -> Vm:
+        """Make the machine ``new`` of a snapshot, with an identity of its own; this one stays.
+
+        It runs if this one did when the snapshot was made. Raises as ``restore``, and
+        AlreadyExists.
+        """
+        restore(self.context, self.name, name, to=new)
+        return replace(self, name=new)
+
+    def undo(self, *, discard: bool = False) -> Restored:
+        """Bring this machine back to its newest snapshot, but for ``replaced``; see ``restore``."""
+        return undo(self.context, self.name, discard=discard)
+
+    def diff(self, other: Vm | str, *, files: bool = True) -> Difference:
+        """Compare the disks with those of another machine, ``VM:SNAPSHOT`` or a template.
+
+        Sizes and offsets are bytes; memory is not compared. ``files`` False reads no file
+        system. Raises NotFound, ImageError, Busy (a guest that never stops writing).
+        """
+        name = other.name if isinstance(other, Vm) else other
+        return diff(self.context, self.name, name, files=files)
+
+    def keep(self, snapshot: str = "", *, alone: bool = False) -> Kept:
+        """Make this machine, or a snapshot of it, independent of the states below it.
+
+        It may run. It still stands on the guest image that it was made from, unless ``alone``.
+        Sizes are bytes. Raises NotFound, NoSpace, WrongState, ImageError, QemuError; then all
+        is as before.
+        """
+        name = f"{self.name}:{snapshot}" if snapshot else self.name
+        return keep(self.context, name, alone=alone)
 
     def rename(self, new: str) -> Vm:
         """Give a machine that is down another name."""

@@ -10,6 +10,7 @@ import plistlib
 import random
 import struct
 import subprocess
+from itertools import islice
 
 import pymodi
 import pytest
@@ -200,6 +201,21 @@ def test_a_sparse_image_goes_on_in_further_tables(tmp_path):
     assert chain_read(path) == model
 
 
+def in_few_runs(path):
+    """Return whether a disk that declares far more than it stores is looked through at once."""
+    with opened(path) as image:
+        runs = list(islice(image._runs(0, image.virtual_size), 20))
+        return sum(run.length for run in runs) == image.virtual_size
+
+
+def test_a_sparse_image_may_declare_a_million_times_what_it_stores(tmp_path):
+    path = tmp_path / "huge.sparseimage"
+    head = bytearray(udif.sparse_image(content(9, 3 * 512), [2, 0, 1], band=1))
+    struct.pack_into(">Q", head, 28, 1 << 46)
+    path.write_bytes(head)
+    assert in_few_runs(path)
+
+
 def bundle(directory, data, bands, *, size=8192, secret=None):
     """A sparse bundle that holds ``bands``; the last byte of each is left to be zeros."""
     path = directory / "b.sparsebundle"
@@ -223,6 +239,13 @@ def bundle(directory, data, bands, *, size=8192, secret=None):
             piece = udif.blocks(piece, *keys, 512, first=band * size // 512)
         (path / "bands" / f"{band:x}").write_bytes(piece)
     return path, model
+
+
+def test_a_sparse_bundle_may_declare_a_million_times_what_it_stores(tmp_path):
+    path, _ = bundle(tmp_path, content(9, 3 * 512), [0, 2], size=512)
+    values = plistlib.loads((path / "Info.plist").read_bytes()) | {"size": 1 << 55}
+    (path / "Info.plist").write_bytes(plistlib.dumps(values))
+    assert in_few_runs(path)
 
 
 @pytest.mark.parametrize("shape", SPARSE)

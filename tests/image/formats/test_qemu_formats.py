@@ -3,6 +3,7 @@
 import random
 import subprocess
 import zlib
+from itertools import islice
 
 import pyqcow
 import pytest
@@ -52,6 +53,17 @@ def test_what_is_written_is_what_qemu_reads(name, maker, tmp_path):
     if name in CHECKED:
         check_by_qemu(path, name)
     assert by_qemu(path, name, tmp_path) == model
+
+
+@pytest.mark.parametrize("name", ["qcow", "qed"])
+def test_a_huge_empty_disk_is_looked_through_by_its_first_table(name, tmp_path):
+    path = tmp_path / f"d.{name}"
+    made(path, name, 1 << 36)
+    with opened(path, name) as image:
+        tables = len(image._l1)
+        runs = list(islice(image._runs(0, image.virtual_size), tables + 1))
+    assert len(runs) <= tables
+    assert sum(run.length for run in runs) == 1 << 36
 
 
 @pytest.mark.needs_qemu_img

@@ -8,6 +8,7 @@ from wirt.qemu.legacy.facts import Facts
 from wirt.qemu.legacy.simplify import simplify
 from wirt.qemu.legacy.translate import translate
 from wirt.qemu.nic import nic_id
+from wirt.spec.hardware import Tpm
 from wirt.spec.machine import Machine
 
 
@@ -49,6 +50,23 @@ def as_written(name: str, machine: Machine) -> Machine:
             for disk in machine.disks
         ),
         nics=tuple(change(nic, rate=None, link=True) for nic in machine.nics),
+        tpm=Tpm(),
+        qemu=change(machine.qemu, args=(*machine.qemu.args, *tpm_words(name, machine))),
+    )
+
+
+def tpm_words(name: str, machine: Machine) -> tuple[str, ...]:
+    """A TPM on a line is of a swtpm that somebody else started: its words stay."""
+    if machine.tpm.version == "none":
+        return ()
+    fd = machines.runtime(name).tpm_fd
+    place = f"fd={fd}" if fd >= 0 else "path=/run/wirt/tpm.sock,server=off"
+    model = "tpm-tis" if machine.tpm.version == "1.2" else "tpm-crb"
+    value = {"driver": model, "id": "tpm", "tpmdev": "tpm-state"}
+    return (
+        *("-chardev", f"socket,{place},id=tpm-channel"),
+        *("-tpmdev", "type=emulator,id=tpm-state,chardev=tpm-channel"),
+        *("-device", msgspec.json.encode(value).decode()),
     )
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
-from wirt.cli.arguments import add_settings, example, settings_tree
+from wirt.cli.arguments import Parser, add_settings, example, settings_tree
 from wirt.cli.output import print_json, say
 from wirt.errors import NotFound
-from wirt.spec import toml
 from wirt.units import parse_size
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create, merge
 from wirt.vm.source import resolve_or_build
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument("name", metavar="NAME", help="name of the new machine")
     add_source(parser)
@@ -83,6 +80,10 @@ def _described(path: str) -> dict[str, object]:
             text = file.read(1 << 20)
     except (OSError, UnicodeDecodeError) as error:
         raise NotFound(f"{path} cannot be read: {error}") from error
+    import msgspec
+
+    from wirt.spec import toml
+
     tree: dict[str, object] = msgspec.to_builtins(toml.load(text, file=path))
     for key in ("name", "uuid"):
         tree.pop(key, None)

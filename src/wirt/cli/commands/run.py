@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from wirt.cli.arguments import add_settings, example
+from wirt.cli.arguments import Parser, add_settings, example
 from wirt.cli.commands.create import add_disk_options, wish_of
 from wirt.cli.output import print_json, say
-from wirt.cli.terminal import run_in_guest, stdin_or_none, writer
 from wirt.errors import UsageError
 from wirt.units import parse_duration
 from wirt.vm import state
 from wirt.vm.context import Context
-from wirt.vm.execute import Order
 from wirt.vm.oneshot import bring_up, temporary
 from wirt.vm.source import CdFile, resolve_or_build
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument("--name", default="", help="name of the machine (made from the image's)")
     parser.add_argument("--timeout", default="10m", metavar="TIME", help="for the guest to answer")
@@ -58,14 +56,28 @@ def run(args: argparse.Namespace) -> int:
             "a machine that lives for one command has no name of its own",
             hint=f"wirt run {args.image} --name {args.name}, then wirt exec {args.name} -- …",
         )
+    with temporary(
+        context, source, wish, timeout=timeout, cold=args.cold, meanwhile=_get_ready
+    ) as name:
+        return _run_in_guest(context, name, args)
+
+
+def _get_ready() -> None:
+    """Import what runs the command while the machine starts."""
+    from wirt.cli import terminal as _terminal  # noqa: F401
+
+
+def _run_in_guest(context: Context, name: str, args: argparse.Namespace) -> int:
+    from wirt.cli.terminal import run_in_guest, stdin_or_none, writer
+    from wirt.vm.execute import Order
+
     order = Order(
         argv=args.command,
         stdin=stdin_or_none(),
         stdout=writer(sys.stdout.fileno()),
         stderr=writer(sys.stderr.fileno()),
     )
-    with temporary(context, source, wish, timeout=timeout, cold=args.cold) as name:
-        return run_in_guest(context, name, order, terminal=args.tty)
+    return run_in_guest(context, name, order, terminal=args.tty)
 
 
 def _name_from(image: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from wirt.cli.arguments import add_machine, each, example
-from wirt.cli.output import print_json, print_table
+from wirt.cli.output import print_json, print_table, printable
 from wirt.units import format_size
 from wirt.vm.context import Context
 from wirt.vm.snapshot import Row, list_snapshots, remove_snapshot
@@ -42,10 +42,13 @@ def _row(row: Row) -> tuple[str, ...]:
 
 def _remove(context: Context, args: argparse.Namespace) -> int:
     def act(name: str) -> None:
-        remove_snapshot(context, args.name, name)
+        users = remove_snapshot(context, args.name, name)
         if args.json:
-            print_json({"machine": args.name, "name": name, "removed": True})
-        else:
-            print(f"{name}: removed")
+            said = {"machine": args.name, "name": name, "removed": True, "needed_by": users}
+            print_json(said)
+            return
+        print(f"{name}: removed")
+        if users:
+            print(printable(f"  its files stay, for {', '.join(users)}: see wirt keep"))
 
     return each(args.rm, act, debug=args.debug)

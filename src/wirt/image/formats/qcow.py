@@ -83,6 +83,9 @@ class QcowImage(TwoLevelImage):
         return os.fsdecode(read_exactly(self.storage, at, length, "the backing file's name"))
 
     def _run(self, offset: int, limit: int) -> Extent:
+        absent = self._hole_without_table(offset, limit)
+        if absent is not None:
+            return absent
         index, inside = divmod(offset, self.block_size)
         length = min(limit, self.block_size - inside)
         entry = self._entry(index)

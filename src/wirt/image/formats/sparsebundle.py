@@ -17,6 +17,7 @@ The blocks of an encrypted one are numbered through all bands. The file that is 
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
@@ -34,11 +35,12 @@ from wirt.image.base import (
 )
 from wirt.image.formats.dmg.encryption import block_cipher, is_encrypted, locked, read_keys
 from wirt.image.formats.dmg.trailer import parse_plist
-from wirt.image.formats.mapped import SECTOR, MappedImage
+from wirt.image.formats.mapped import SECTOR, MappedImage, hole_before
 
 _TYPE = b"com.apple.diskimage.sparsebundle"
 _MOST_PLIST = 1 << 20
 _OPEN_BANDS = 32
+_BAND = re.compile("[0-9a-f]+")
 
 
 class _Bands:
@@ -50,6 +52,7 @@ class _Bands:
         # A band must not be closed while another thread reads it.
         self._lock = Lock()
         self.sizes = related.folder("bands", role="extent", most=most)
+        self.used = sorted(int(name, 16) for name in self.sizes if _BAND.fullmatch(name))
 
     def read(self, index: int, offset: int, length: int) -> bytes:
         """Return what is there of the bytes asked for."""
@@ -108,7 +111,7 @@ class SparseBundleImage(MappedImage):
         length = min(limit, self.block_size - inside)
         stored = self._bands.sizes.get(f"{index:x}")
         if stored is None:
-            return Extent(offset, length, ExtentKind.HOLE)
+            return hole_before(self._bands.used, offset, limit, self.block_size)
         stored = -(-stored // self._unit) * self._unit
         if inside >= stored:
             return Extent(offset, length, ExtentKind.ZERO)

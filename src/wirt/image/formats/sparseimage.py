@@ -20,7 +20,13 @@ from collections.abc import Iterator
 
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds
 from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
-from wirt.image.formats.mapped import SECTOR, MappedImage, read_exactly, stored_size
+from wirt.image.formats.mapped import (
+    SECTOR,
+    MappedImage,
+    hole_before,
+    read_exactly,
+    stored_size,
+)
 
 _MAGIC = b"sprs"
 _NODE = 4096
@@ -51,6 +57,7 @@ class SparseImage(MappedImage):
         self._places: dict[int, int] = {}
         self._load(_NODE, struct.unpack_from(">1008I", head, 64))
         self._load_further(following, options)
+        self._used = sorted(self._places)
 
     def _load(self, place: int, numbers: tuple[int, ...]) -> None:
         bands = -(-self.virtual_size // self.block_size)
@@ -86,7 +93,7 @@ class SparseImage(MappedImage):
         length = min(limit, self.block_size - inside)
         place = self._places.get(index)
         if place is None:
-            return Extent(offset, length, ExtentKind.HOLE)
+            return hole_before(self._used, offset, limit, self.block_size)
         place += inside
         # The last band need not be whole.
         stored = min(length, self.storage.size() - place)

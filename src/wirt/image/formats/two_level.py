@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from wirt.errors import CorruptImage
-from wirt.image.base import Budget, Storage
+from wirt.image.base import Budget, Extent, ExtentKind, Storage
 from wirt.image.formats.mapped import read_exactly, read_metadata
 from wirt.image.formats.table_check import Use
 from wirt.image.formats.table_image import OverlayTable
@@ -51,6 +51,14 @@ class TwoLevelImage(OverlayTable):
         if number >= len(self._l1):
             raise CorruptImage("the L1 table is too short for the disk")
         return self._table(number)[inside]
+
+    def _hole_without_table(self, offset: int, limit: int) -> Extent | None:
+        """Return the hole at ``offset`` where no L2 table is, as far as that would reach."""
+        span = self._l2_entries * self.block_size
+        number = offset // span
+        if number >= len(self._l1) or self._l1[number] or number in self._l2:
+            return None
+        return Extent(offset, min(limit, span - offset % span), ExtentKind.HOLE)
 
     def _set(self, index: int, value: int) -> None:
         number, inside = divmod(index, self._l2_entries)

@@ -33,6 +33,7 @@ from wirt.vm.forking.incoming import Ground
 from wirt.vm.forking.outcome import Outcome
 from wirt.vm.forking.spawn import Birth, Wish
 from wirt.vm.keeping import LOG_LIMIT
+from wirt.vm.tpm import copy_state
 
 SAME = Wish(same_identity=True)
 
@@ -81,7 +82,11 @@ class Return(Birth):
         if process is None:
             raise self._incoming.refusal()
         later = later_forwards(self._machine)
-        life = msgspec.structs.replace(self._life(process), forwards=(), later_forwards=later)
+        here, there = self._made.paths.root, self._old.root
+        argv = tuple(word.replace(here, there) for word in self._incoming.argv)
+        life = msgspec.structs.replace(
+            self._life(process), argv=argv, forwards=(), later_forwards=later
+        )
         handover = Handover(self.ground.state.id, (), life, decided=True)
         self._record = msgspec.structs.replace(self._record, run=self._was.run, handover=handover)
         write_record(self._made.paths.record, self._record)
@@ -153,6 +158,8 @@ def _lay_images(ground: Ground, paths: VmPaths) -> None:
             make_overlay(target, disk, state)
     if os.path.exists(state.uefi_variables):
         _copy(state.uefi_variables, paths.uefi_variables)
+    if os.path.isdir(state.tpm):
+        copy_state(state.tpm, paths.tpm)
 
 
 def _copy_logs(old: VmPaths, paths: VmPaths) -> None:

@@ -33,6 +33,7 @@ from wirt.store.layout import VmPaths
 from wirt.store.record import Record
 from wirt.vm.forking.disks import obstacles
 from wirt.vm.forking.incoming import IGNORE_SHARED
+from wirt.vm.state import tpm_is_lost
 
 Action = Literal["fork", "snapshot", "migrate"]
 ACTIONS: tuple[Action, ...] = ("fork", "snapshot", "migrate")
@@ -92,7 +93,13 @@ def _cpu(machine: Machine) -> list[Problem]:
 
 
 def _foreign(machine: Machine) -> list[Problem]:
-    return [
+    theirs = [
+        Problem("qemu.args has a TPM, which serves one QEMU",
+                f"wirt set {machine.name} tpm.version=2.0 makes one of the machine's own")
+        for word in machine.qemu.args
+        if word == "-tpmdev"
+    ]  # fmt: skip
+    return theirs + [
         Problem(f"qemu.args has {word[:60]!r}, whose state QEMU cannot save", "leave it out")
         for word in machine.qemu.args
         if any(name in word for name in _FOREIGN)
@@ -124,11 +131,6 @@ def _takes_many(nic: Nic) -> bool:
             return False
 
 
-def is_shared_wire(nic: Nic) -> bool:
-    """True if forks on this card's network see each other, so that addresses must differ."""
-    return not isinstance(nic.backend, User | Unplugged | Passt)
-
-
 def require_forkable(
     paths: VmPaths,
     machine: Machine,
@@ -146,6 +148,8 @@ def require_forkable(
     found = problems(paths, machine, "fork")
     info = qmp.execute("query-migrate", reply=MigrationInfo)
     found += [Problem(f"QEMU says: {reason}", "unplug it") for reason in info.blocked_reasons]
+    if tpm_is_lost(record):
+        found.append(Problem("its TPM has ended", f"wirt restart {paths.name}"))
     if found:
         raise WrongState(
             f"{paths.name} cannot be forked: " + "; ".join(problem.device for problem in found),

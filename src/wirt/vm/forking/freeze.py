@@ -20,7 +20,7 @@ import time
 
 import msgspec
 
-from wirt.errors import NoSpace, QemuError, WirtError, WrongState
+from wirt.errors import NoSpace, PeerClosed, QemuError, WirtError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
@@ -39,6 +39,7 @@ from wirt.store.record import Handover, Record, write_record
 from wirt.store.states import Manifest, new_state, sweep_states
 from wirt.units import MIB
 from wirt.vm import state
+from wirt.vm.block_jobs import end_jobs
 from wirt.vm.context import Context
 from wirt.vm.description import load_started
 from wirt.vm.forking.disks import (
@@ -61,6 +62,7 @@ from wirt.vm.forking.stream import Copying
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import Uplinks, make_uplinks
 from wirt.vm.start import DEFAULT_BINARY, for_tcg
+from wirt.vm.tpm import with_tpm
 
 SAVE_SECONDS = 120.0
 _SHORT = MIB
@@ -107,6 +109,7 @@ def freeze_locked(
     clear_beside(paths)
     machine = as_it_runs(load_started(paths), record)
     with connect(paths, record) as qmp, ports_taken(paths) as idle, new_state(context.home) as made:
+        end_jobs(qmp)
         capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
         chosen = require_forkable(
             paths, machine, record, qmp, capabilities, keep_process=keep_process, idle=idle
@@ -189,7 +192,9 @@ class _HandingOver:
 
     def _journal(self, images: tuple[tuple[str, str], ...]) -> None:
         source = self.source
-        second = msgspec.structs.replace(source.run, pid=0, start_ticks=0, memory="fork")
+        second = msgspec.structs.replace(
+            source.run, pid=0, start_ticks=0, tpm_pid=0, tpm_start_ticks=0, memory="fork"
+        )
         handover = Handover(source.made.id, images, second)
         self.record = msgspec.structs.replace(self.record, handover=handover)
         write_record(source.paths.record, self.record)
@@ -202,7 +207,8 @@ class _HandingOver:
         os.link(paths.memory, source.made.memory)
         ground = ground_of(source.context, source.made, manifest, source.made.memory)
         let_family_read(ground.memory, record, write=not ground.reads_only)
-        shutil.rmtree(paths.next_runtime, ignore_errors=True)
+        for stale in (paths.next_runtime, paths.next_tpm):
+            shutil.rmtree(stale, ignore_errors=True)
         os.mkdir(paths.next_runtime, 0o700)
         if record.uid:
             os.chown(paths.next_runtime, record.uid, record.uid)
@@ -210,7 +216,14 @@ class _HandingOver:
         try:
             machine = for_tcg(without_forwards(manifest.machine), record, manifest.accelerator)
             return begin_incoming(
-                ground, paths, machine, record, [lock], paths.next_socket, self._uplinks
+                ground,
+                paths,
+                machine,
+                record,
+                [lock],
+                paths.next_socket,
+                paths.next_tpm,
+                self._uplinks,
             )
         finally:
             os.close(lock)
@@ -239,7 +252,10 @@ class _HandingOver:
         source.instant.all_stand()
         self._decide(process, incoming)
         if running:
-            second.execute("cont")
+            try:
+                second.execute("cont")
+            except PeerClosed as error:
+                raise incoming.refusal() from error
         self.pause = time.monotonic() - begin
         source.instant.runs()
 
@@ -247,8 +263,10 @@ class _HandingOver:
         handover = self.record.handover
         if handover is None or handover.next is None:
             return
+        if not process.alive():
+            raise incoming.refusal()
         second = msgspec.structs.replace(
-            handover.next,
+            with_tpm(handover.next, incoming.starting.tpm),
             pid=process.pid,
             start_ticks=process.start_ticks,
             argv=tuple(incoming.argv),

@@ -42,6 +42,7 @@ from wirt.vm.keeping import console_names, ensure_keeper, start_keeper
 from wirt.vm.memory import remove_memory
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import release_interfaces
+from wirt.vm.tpm import await_end, take_next
 
 _KILL_SECONDS = 15.0
 _SETTLE_SECONDS = 30.0
@@ -95,7 +96,8 @@ def undo(
         _restore_memory(context, paths, handover)
         if first is not None and first.alive():
             _go_on(client, record)
-    shutil.rmtree(paths.next_runtime, ignore_errors=True)
+    for unused in (paths.next_runtime, paths.next_tpm):
+        shutil.rmtree(unused, ignore_errors=True)
     record = msgspec.structs.replace(record, handover=None)
     write_record(paths.record, record)
     collect(context.home, handover.state)
@@ -194,10 +196,14 @@ def finish(
     if handover.next is None:
         return undo(context, paths, record, qmp=qmp)
     remove_memory(paths)  # the name alone: by it the first's keeper would free what is frozen
-    if record.run is not None and record.run.process.alive():
-        _end(record.run.process)
-        release_interfaces(context, record.run.wires)
+    if record.run is not None:
+        if record.run.process.alive():
+            _end(record.run.process)
+            release_interfaces(context, record.run.wires)
+        await_end(record.run)
     failpoint("first-ended")
+    take_next(paths.tpm, paths.next_tpm)
+    failpoint("tpm-moved")
     _move_sockets(paths)
     failpoint("sockets-moved")
     record = msgspec.structs.replace(record, run=handover.next, handover=None)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import re
 
+import msgspec
+
 from wirt.errors import WirtError
 from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
 from wirt.protocols.qmp.client import QmpClient
 from wirt.spec.machine import Machine
+from wirt.spec.nic import Nic, Passt, Unplugged, User
 from wirt.store.layout import VmPaths
 from wirt.store.record import IdentityDue
 from wirt.store.states import GuestFacts
@@ -30,6 +33,11 @@ _STEPS = {
     "machine_id": "machine-id",
     "macs": "network addresses",
 }
+
+
+def is_shared_wire(nic: Nic) -> bool:
+    """True if forks on this card's network see each other, so that addresses must differ."""
+    return not isinstance(nic.backend, User | Unplugged | Passt)
 
 
 def due_identity(old: Machine, new: Machine, guest: GuestFacts, *, same: bool) -> IdentityDue:
@@ -88,13 +96,21 @@ def await_answer(
     return Outcome(unchanged=tuple(asked))
 
 
+def with_kept(outcome: Outcome, machine: Machine, *, same: bool) -> Outcome:
+    """Return the outcome with what nobody could change: what was sealed by a key stays so."""
+    if same or machine.tpm.version == "none":
+        return outcome
+    return msgspec.structs.replace(outcome, unchanged=(*outcome.unchanged, "keys of the TPM"))
+
+
 def run_first_time(paths: VmPaths, machine: Machine, due: IdentityDue, qmp: QmpClient) -> Outcome:
     """Let a fork run that was made paused: it becomes another first."""
     identity = identity_of(due, machine)
     session = lay_before(paths, machine, identity)
     try:
         qmp.execute("cont")
-        return await_answer(session, paths, due, identity, timeout=IDENTITY_SECONDS)
+        outcome = await_answer(session, paths, due, identity, timeout=IDENTITY_SECONDS)
+        return with_kept(outcome, machine, same=due.same)
     finally:
         if session is not None:
             session.close()

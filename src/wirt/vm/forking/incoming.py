@@ -27,11 +27,13 @@ from wirt.store.record import Record
 from wirt.store.states import Manifest, QemuFacts
 from wirt.vm import firmware, ownership, preflight
 from wirt.vm.context import Context
+from wirt.vm.forking.identity import is_shared_wire
 from wirt.vm.keeping import console_names
 from wirt.vm.launch import Launched, Starting, begin, last_words
 from wirt.vm.network.uplinks import Uplinks
 from wirt.vm.sockets import Sockets, listen_all, names
 from wirt.vm.start import DEFAULT_BINARY, QMP_SECONDS, command_line
+from wirt.vm.tpm import joined
 
 IGNORE_SHARED = "x-ignore-shared"
 LOAD_SECONDS = 120.0
@@ -59,11 +61,14 @@ class Incoming:
     def load(self, devices: str, *, shared: bool) -> None:
         """Load the device state; the memory is there already if it is ``shared``.
 
-        Raises QemuError with QEMU's own words.
+        Where nobody else is on the network, the guest's cards need not say where they are now:
+        several programs of the guest wake up for that. Raises QemuError with QEMU's own words.
         """
         qmp = self.qmp
         try:
             set_capabilities(qmp, shared=shared)
+            if not any(map(is_shared_wire, self.machine.nics)):
+                qmp.execute("migrate-set-parameters", {"announce-rounds": 0})
             fd = os.open(devices, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 qmp.send_fd(_STATE_FD, fd)
@@ -182,11 +187,12 @@ def begin_incoming(
     record: Record,
     inherit: list[int],
     socket_of: Callable[[str], str],
+    tpm_directory: str,
     uplinks: Uplinks | None = None,
 ) -> Incoming:
     """Start QEMU for ``machine``, waiting for a state. ``socket_of`` names its sockets.
 
-    ``uplinks`` are the host's ends of its cards.
+    ``tpm_directory`` is for its TPM, ``uplinks`` are the host's ends of its cards.
     """
     links = uplinks or Uplinks()
     require_same_cpu(machine, ground.manifest)
@@ -197,9 +203,11 @@ def begin_incoming(
         images = {image: fd for image, (fd, _) in opened.items()}
         runtime = _runtime(ground, paths, machine, sockets, socket_of)
         runtime = replace(runtime, fd_paths=images, uplinks=links.values)
-        line = command_line(machine, runtime, ground.capabilities, record)
         fds = [*inherit, *images.values(), *links.fds, *sockets.fds.values()]
-        starting = begin(line, fds)
+        with joined(machine, tpm_directory, record) as tpm:
+            runtime = replace(runtime, tpm_fd=tpm.qemu_fd if tpm else -1)
+            line = command_line(machine, runtime, ground.capabilities, record)
+            starting = begin(line, fds, tpm)
     finally:
         sockets.close()
         ownership.close_all(opened)

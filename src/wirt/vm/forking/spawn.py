@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -33,13 +33,15 @@ from wirt.vm import preflight, state
 from wirt.vm.context import Context
 from wirt.vm.description import summarise
 from wirt.vm.forking.disks import make_overlay
-from wirt.vm.forking.forkable import is_shared_wire, private_copy
+from wirt.vm.forking.forkable import private_copy
 from wirt.vm.forking.identity import (
     IDENTITY_SECONDS,
     await_answer,
     due_identity,
     identity_of,
+    is_shared_wire,
     lay_before,
+    with_kept,
 )
 from wirt.vm.forking.incoming import Ground, Incoming, begin_incoming, ground_of
 from wirt.vm.forking.outcome import Outcome
@@ -48,6 +50,7 @@ from wirt.vm.keeping import start_keeper
 from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
 from wirt.vm.start import for_tcg
+from wirt.vm.tpm import copy_state, with_tpm
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -57,7 +60,7 @@ class Wish(msgspec.Struct, frozen=True):
     nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
     process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
     saves memory in a machine that will not start it again. ``networks`` plugs cards into other
-    networks: index of the card → backend.
+    networks: index of the card → backend. ``pool``: it waits there, paused.
     """
 
     same_identity: bool = False
@@ -65,6 +68,7 @@ class Wish(msgspec.Struct, frozen=True):
     temporary: bool = False
     reboots: bool = True
     networks: Mapping[int, Backend] = msgspec.field(default_factory=dict)
+    pool: str = ""
 
 
 AS_USUAL = Wish()
@@ -81,16 +85,28 @@ class Spawned(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def spawn_from(context: Context, state: State, name: str, wish: Wish = AS_USUAL) -> Spawned:
+def nothing() -> None:
+    """Do nothing meanwhile."""
+
+
+def spawn_from(
+    context: Context,
+    state: State,
+    name: str,
+    wish: Wish = AS_USUAL,
+    *,
+    meanwhile: Callable[[], None] = nothing,
+) -> Spawned:
     """Make the machine ``name`` of a state, and return when its guest says who it is.
 
-    Raises AlreadyExists, MissingDependency and HostError (another QEMU or CPU), NoSpace,
-    QemuError; then there is no machine.
+    ``meanwhile`` is called when its QEMU is starting. Raises AlreadyExists, MissingDependency
+    and HostError (another QEMU or CPU), NoSpace, QemuError; then there is no machine.
     """
     with using(context.home, state.id) as known:
         memory = "" if known.manifest.in_devices else known.memory
         ground = ground_of(context, known.paths, known.manifest, memory)
         with born(context, ground, name, wish) as birth:
+            meanwhile()
             birth.load()
             birth.run()
         return birth.settle()
@@ -171,7 +187,7 @@ class Birth:
         lock = take_run_lock(paths.run_lock)
         try:
             return begin_incoming(
-                self.ground, paths, machine, record, [lock], paths.socket, self._uplinks
+                self.ground, paths, machine, record, [lock], paths.socket, paths.tpm, self._uplinks
             )
         finally:
             os.close(lock)
@@ -206,7 +222,7 @@ class Birth:
 
     def _life(self, process: ProcessId) -> Run:
         manifest = self.ground.manifest
-        return Run(
+        life = Run(
             pid=process.pid,
             start_ticks=process.start_ticks,
             boot_id=state.boot_id(),
@@ -219,6 +235,7 @@ class Birth:
             wires=tuple(self._uplinks.wires),
             memory="anonymous" if manifest.in_devices else "fork",
         )
+        return with_tpm(life, self._incoming.starting.tpm)
 
     def _keep(self, paths: VmPaths) -> None:
         incoming = self._incoming
@@ -248,6 +265,7 @@ class Birth:
             outcome = await_answer(
                 self._session, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
             )
+            outcome = with_kept(outcome, self._machine, same=self.wish.same_identity)
         if self._session is not None:
             self._session.close()
         return Spawned(
@@ -260,7 +278,7 @@ class Birth:
 
 
 def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
-    """Make the overlays of a new machine, and copy the UEFI variables, if it had any yet."""
+    """Make the overlays of a new machine; copy UEFI variables and TPM, if it had any yet."""
     for disk in ground.manifest.disks:
         if not disk.shared:
             target = os.path.join(paths.root, spec.disks[disk.index].image)
@@ -270,6 +288,8 @@ def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
             shutil.copyfile(ground.state.uefi_variables, paths.uefi_variables)
     except OSError as error:
         raise host_error(error, paths.uefi_variables) from error
+    if os.path.isdir(ground.state.tpm):
+        copy_state(ground.state.tpm, paths.tpm)
 
 
 def describe(ground: Ground, name: str, wish: Wish) -> tuple[Machine, tuple[str, ...]]:
@@ -314,6 +334,7 @@ def record_of(context: Context, ground: Ground, wish: Wish) -> Record:
         owner_pid=owner.pid if owner else 0,
         owner_start_ticks=owner.start_ticks if owner else 0,
         state=ground.state.id,
+        pool=wish.pool,
     )
 
 

@@ -36,6 +36,7 @@ from wirt.vm.forking.handover import clear_beside, recover, take_names, undo
 from wirt.vm.forking.incoming import qemu_facts
 from wirt.vm.forking.source import Frozen, overlays_beside
 from wirt.vm.start import DEFAULT_BINARY
+from wirt.vm.tpm import copy_state
 
 
 def freeze_stopped(context: Context, paths: VmPaths) -> Frozen:
@@ -67,6 +68,8 @@ def _describe(
 ) -> Manifest:
     if os.path.exists(paths.uefi_variables):
         freeze_variables(paths, machine, made, record)
+    if os.path.isdir(paths.tpm):
+        copy_state(paths.tpm, made.tpm)
     capabilities = probe(machine.qemu.binary or DEFAULT_BINARY, context.home.cache)
     now = time.time()
     return Manifest(

@@ -94,7 +94,7 @@ class Copying:
     def _journal(self, manifest: Manifest) -> None:
         source = self.source
         images = source.make_overlays(manifest)
-        self._tops = _top_nodes(source.qmp, [disk_id(source.machine.disks[d.index], d.index)
+        self._tops = top_nodes(source.qmp, [disk_id(source.machine.disks[d.index], d.index)
                                              for d in manifest.disks if not d.shared])  # fmt: skip
         nodes = tuple(new for _, new in self._tops)
         handover = Handover(source.made.id, images, nodes=nodes)
@@ -183,17 +183,14 @@ def _when(event: Event) -> float:
     return event.seconds + event.microseconds / 1e6
 
 
-def _top_nodes(qmp: QmpClient, stems: list[str]) -> list[tuple[str, str]]:
+def top_nodes(qmp: QmpClient, stems: list[str]) -> list[tuple[str, str]]:
     """Return the node that each drive writes to now, and a free name for the next one."""
     nodes = qmp.execute("query-named-block-nodes", {"flat": True}, reply=list[BlockNodeInfo])
-    names = {node.node_name for node in nodes}
     tops = []
     for stem in stems:
-        number = 1
-        while f"{stem}-f{number}" in names:
-            number += 1
-        top = f"{stem}-f{number - 1}" if number > 1 else f"{stem}-format"
-        tops.append((top, f"{stem}-f{number}"))
+        laid = (node.node_name.removeprefix(f"{stem}-f") for node in nodes)
+        last = max((int(number) for number in laid if number.isdigit()), default=0)
+        tops.append((f"{stem}-f{last}" if last else f"{stem}-format", f"{stem}-f{last + 1}"))
     return tops
 
 
