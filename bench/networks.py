@@ -30,7 +30,7 @@ from wirt.catalog.recipe import Recipe
 from wirt.host.accel import choose_accelerator
 from wirt.host.qemu_probe import probe
 from wirt.qemu.machine import cpu_model
-from wirt.store.layout import default_home, home_at
+from wirt.store.layout import home_at
 from wirt.store.wires import Shape
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
@@ -55,10 +55,10 @@ LINE = "console=ttyS0 no_timer_check mitigations=off quiet rdinit=/init"
 MEMORY = "192M"
 HAND = "a TAP, QEMU's line typed by hand"
 HAND_HOST, HAND_GUEST = "10.91.1.1", "10.91.1.9/24"
+CACHE = Path(os.environ.get("WIRT_TEST_CACHE") or f"/var/tmp/wirt-tests-{os.geteuid()}")
+FACTS = str(CACHE / "facts")
 ACCELERATOR = choose_accelerator(
-    "auto",
-    cache_dir=default_home().cache,
-    built_in=probe("qemu-system-x86_64", default_home().cache).accelerators,
+    "auto", cache_dir=FACTS, built_in=probe("qemu-system-x86_64", FACTS).accelerators
 ).name
 TITLE = f"Networks under {ACCELERATOR}: seconds for {MIB} MiB by TCP, and for {TRIPS} round trips"
 
@@ -90,7 +90,6 @@ class Bench:
     context: Context
     kernel: str
     initrd: str
-    hand: tiny.Shell | None = None
     shells: dict[str, tiny.Shell] = field(default_factory=dict)
 
 
@@ -148,9 +147,8 @@ def directory() -> Iterator[str]:
 
 def guest_files(root: Path) -> tuple[str, str]:
     """Return kernel and initrd of the small guest."""
-    cache = Path(os.environ.get("WIRT_TEST_CACHE") or f"/var/tmp/wirt-tests-{os.geteuid()}")
-    cache.mkdir(mode=0o711, exist_ok=True)
-    image = build_image(Catalog(cache / "images"), Recipe(distribution="debian:12"))
+    CACHE.mkdir(mode=0o711, exist_ok=True)
+    image = build_image(Catalog(CACHE / "images"), Recipe(distribution="debian:12"))
     initrd = root / "tiny.initrd"
     tiny.build_initrd(image, initrd)
     initrd.chmod(0o444)
@@ -163,7 +161,7 @@ def prepare(
     """Make wires and guests. Return the ways between them, in the order of their cards."""
     make_wires(bench.context, stack)
     to_host, between = ways_to_host(stack), ways_between(Path(root), stack)
-    bench.hand = stack.enter_context(by_hand(bench, root))
+    bench.shells["hand"] = stack.enter_context(by_hand(bench, root))
     add_guest(bench, stack, "up", [way.backend for way in to_host])
     add_guest(bench, stack, "one", [way.one for way in between])
     add_guest(bench, stack, "two", [way.two for way in between])
@@ -356,9 +354,7 @@ def against_hand(
     theirs: Callable[[tiny.Shell, str], Sample],
     target: str = "",
 ) -> Row:
-    if bench.hand is None:
-        raise SystemExit("there is no guest by hand")
-    hand = bench.hand
+    hand = bench.shells["hand"]
     print(what, file=sys.stderr)
     return compare(
         what, ours, HAND, lambda: theirs(hand, HAND_HOST),

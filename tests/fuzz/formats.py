@@ -190,6 +190,7 @@ class Watch:
 
 def work(place: Path, first: int, count: int) -> None:
     """Try images; print a line for each finding, and the number before each image."""
+    sys.dont_write_bytecode = True  # a cache file of Python is no file that an image led to
     seeds = sorted(make_seeds(place / "seeds"), key=lambda seed: (str(seed.path), seed.format))
     originals = [_files_of(seed) for seed in seeds]
     _import_all(seeds)

@@ -177,6 +177,28 @@ def far(net, tmp_path):
         subprocess.run(["ip", "link", "delete", "far0"], check=False, capture_output=True)
 
 
+def measured(here: Plug, there: Plug, count: int) -> tuple[float, float]:
+    """Send frames; return which part of them was lost, and the shortest way in seconds."""
+    sent: dict[int, float] = {}
+    took: dict[int, float] = {}
+
+    def hear(seconds: float) -> bool:
+        if not select.select([there.frames], [], [], seconds)[0]:
+            return False
+        number = os.read(there.frames, 2000)[14]
+        if number in sent:
+            took.setdefault(number, time.monotonic() - sent[number])
+        return True
+
+    for number in range(count):
+        sent[number] = time.monotonic()
+        here.send(number)
+        hear(0.01)
+    while hear(5.0):
+        pass
+    return 1 - len(took) / count, min(took.values())
+
+
 def test_a_cable_over_ssh_joins_two_hosts_and_comes_back_by_itself(net, far, plugs, eventually):
     context = net.context
     create_switch(context, "dmz", SwitchWish())
@@ -191,6 +213,10 @@ def test_a_cable_over_ssh_joins_two_hosts_and_comes_back_by_itself(net, far, plu
     here.send(2)
     assert there.hears(2)
     assert time.monotonic() - began > 0.25
+    shape_cable(context, "long", Shape(delay=50, loss=10))
+    lost, shortest = measured(here, there, 200)
+    assert shortest >= 0.045
+    assert 0.02 <= lost <= 0.45  # a busy host drops some, too
     far.break_connections()
 
     def passes() -> bool:

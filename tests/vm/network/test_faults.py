@@ -1,0 +1,94 @@
+"""Programs, devices and addresses that are not there: what is said, and that nothing is left.
+
+The program wirt runs in a mount namespace in which they are covered up.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from wirt.store import wires
+
+pytestmark = [
+    pytest.mark.needs_qemu,
+    pytest.mark.needs_root,
+    pytest.mark.needs_tool("vde_switch"),
+    pytest.mark.needs_tool("vde_plug"),
+    pytest.mark.needs_tool("dnsmasq"),
+    pytest.mark.needs_tool("nft"),
+    pytest.mark.needs_tool("slirp4netns"),
+]
+
+MISSING = 8
+# A directory is covered by an empty one, a program by what cannot be run.
+COVER = """
+if [ -d "$1" ]; then mount -t tmpfs none "$1"; else mount --bind /dev/null "$1"; fi
+shift
+exec "$@"
+"""
+
+
+@pytest.fixture
+def wirt(net):
+    """The program on the home of the test: exit code and what it said."""
+
+    def run(*words: str, without: str = ""):
+        line = [sys.executable, "-m", "wirt", *words]
+        if without:
+            covered = shutil.which(without, path="/usr/bin:/usr/sbin") or without
+            line = ["unshare", "--mount", "sh", "-ec", COVER, "sh", covered, *line]
+        env = {**os.environ, "WIRT_HOME": net.context.home.root}
+        done = subprocess.run(
+            line, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def nothing_is_left(net, *kinds):
+    return all(wires.names(net.context.home, kind) == [] for kind in kinds)
+
+
+def test_a_missing_program_is_named_with_its_package(net, wirt):
+    code, said = wirt("switch", "create", "dmz", without="vde_switch")
+    assert (code, "apt install vde2" in said) == (MISSING, True), said
+    assert nothing_is_left(net, "switch")
+    for program, package, words in (
+        ("dnsmasq", "dnsmasq-base", ("office",)),
+        ("dnsmasq", "dnsmasq-base", ("office", "--private")),
+        ("nft", "nftables", ("office", "--private")),
+        ("slirp4netns", "slirp4netns", ("office", "--private")),
+    ):
+        code, said = wirt("net", "create", *words, without=program)
+        assert (code, f"apt install {package}" in said) == (MISSING, True), said
+        assert nothing_is_left(net, "bridge")
+    for name in ("dmz", "lan"):
+        assert wirt("switch", "create", name)[0] == 0
+    for program, package in (("vde_plug", "vdeplug"), ("wirefilter", "vde2")):
+        code, said = wirt("cable", "create", "dmz", "lan", "--delay", "5ms", without=program)
+        assert (code, f"apt install {package}" in said) == (MISSING, True), said
+        assert nothing_is_left(net, "cable")
+
+
+def test_names_that_could_be_commands_or_options_are_refused(net, wirt):
+    for words in (
+        ("switch", "create", "a,b"),
+        ("switch", "create", "cmd://sh"),
+        ("net", "create", "x;y"),
+        ("cable", "create", "dmz", "cmd://sh -c id"),
+        ("cable", "create", "dmz", "ssh://-oProxyCommand=sh/dmz"),
+        ("nic", "add", "one", "vde=cmd://sh"),
+        ("nic", "add", "one", "vde=/run/x,sock=cmd://sh"),
+        ("create", "two", "--set", 'nics=[{backend={type="vde",path="cmd://sh"}}]'),
+    ):
+        code, said = wirt(*words)
+        assert code in {2, 3, 4}, (words, said)
+    assert nothing_is_left(net, "switch", "bridge", "cable")
