@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -19,6 +20,10 @@ from wirt.catalog.catalog import Catalog
 from wirt.catalog.recipe import Recipe
 from wirt.errors import MissingDependency
 from wirt.host.process import find_program
+from wirt.store.layout import home_at
+from wirt.store.machines import machine_names
+from wirt.vm.context import Context
+from wirt.vm.remove import remove
 
 # Who is started in the background ignores Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,6 +36,37 @@ hypothesis.settings.register_profile("wirt", deadline=None)
 hypothesis.settings.load_profile("wirt")
 
 _PROGRAMS = {"needs_qemu": "qemu-system-x86_64", "needs_qemu_img": "qemu-img"}
+
+
+_SUITE_HOME = "WIRT_SUITE_HOME"
+
+
+def pytest_configure(config):
+    """Name the home of the machines that tests fork: one for all workers of this run."""
+    if not hasattr(config, "workerinput"):
+        os.environ[_SUITE_HOME] = f"/var/tmp/wirt-suite-{os.getpid()}"
+
+
+def pytest_unconfigure(config):
+    """When the last worker is gone, nothing of the home stays."""
+    if hasattr(config, "workerinput") or not os.path.isdir(os.environ[_SUITE_HOME]):
+        return
+    home = home_at(os.environ[_SUITE_HOME])
+    for name in machine_names(home):
+        with contextlib.suppress(Exception):
+            remove(Context(home), name, force=True)
+    for directory in (home.memory, home.root):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def wirt_context(guest_image):
+    """The suite's guests are forks of one template, which the first that needs one makes."""
+    home = home_at(os.environ[_SUITE_HOME])
+    os.makedirs(home.root, mode=0o711, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(guest_image.directory.parent, home.images)
+    return Context(home)
 
 
 def pytest_runtest_setup(item):

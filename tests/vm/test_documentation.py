@@ -29,8 +29,8 @@ def examples():
 
 
 @pytest.mark.parametrize("code", list(examples()), ids=list(examples().values()))
-def test_an_example_runs_as_it_stands(code, guest_context):
-    env = {**os.environ, "WIRT_HOME": guest_context.home.root}
+def test_an_example_runs_as_it_stands(code, wirt_context):
+    env = {**os.environ, "WIRT_HOME": wirt_context.home.root}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=900,
         check=False,

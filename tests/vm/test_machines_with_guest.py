@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from wirt.errors import GuestError, Timeout
+from tests.vm.conftest import Cli
+from wirt.errors import GuestError, Timeout, WirtError
 from wirt.store.machines import machine_names
+from wirt.store.record import read_record
 from wirt.vm import state
-from wirt.vm.create import Wish, create
-from wirt.vm.source import resolve
-from wirt.vm.start import start
-from wirt.vm.vm import Vm
-from wirt.vm.wait import wait_for_guest
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_guest, pytest.mark.xdist_group("guest")]
 
+FORWARDING = "nics[0].backend.forwards=[{host_port = 0, guest_port = 22}]"
+SAME = ["-m", "1G"]
+"""The settings of ``wirt_machine`` in this suite: so they share a template."""
+
 
 @pytest.fixture(scope="module")
-def vm(guest_context):
-    """A running Debian 12 with a forwarded port."""
-    source = resolve(guest_context, "debian:12")
-    forward = {"host_port": 0, "guest_port": 22}
-    nics = [{"backend": {"type": "user", "forwards": [forward]}}]
-    create(guest_context, "web", source, Wish(settings={"nics": nics}))
-    start(guest_context, "web")
-    assert wait_for_guest(guest_context, "web", timeout=400) == "helper"
-    return Vm("web", guest_context)
+def vm(wirt_module_machine):
+    """A running Debian 12."""
+    return wirt_module_machine
+
+
+@pytest.fixture(scope="module")
+def guest_cli(wirt_context):
+    return Cli(wirt_context.home.root)
 
 
 def test_a_command_has_its_streams_and_exit_code(vm, guest_cli):
-    done = guest_cli("exec", "web", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    done = guest_cli("exec", vm.name, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"err\n", 7)
 
 
 def test_output_is_streamed_while_the_command_runs(vm, guest_cli):
-    words = ["exec", "web", "--", "sh", "-c", "echo first; sleep 60"]
+    words = ["exec", vm.name, "--", "sh", "-c", "echo first; sleep 60"]
     with guest_cli.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"first\n"
         assert process.poll() is None
@@ -56,7 +58,7 @@ def test_output_is_streamed_while_the_command_runs(vm, guest_cli):
 
 def test_input_environment_directory_and_user_reach_the_command(vm, guest_cli):
     done = guest_cli(
-        "exec", "-e", "A=b c", "-w", "/tmp", "-u", "user", "web", "--",
+        "exec", "-e", "A=b c", "-w", "/tmp", "-u", "user", vm.name, "--",
         "sh", "-c", "pwd; echo $A; id -un; cat",
         stdin=bytes(range(256)),
     )  # fmt: skip
@@ -77,7 +79,7 @@ def test_a_command_beyond_its_time_is_killed(vm):
 
 def test_ten_commands_at_once_share_the_ports(vm, guest_cli):
     running = [
-        guest_cli.start("exec", "-n", "web", "--", "sh", "-c", f"sleep 0.5; echo {number}",
+        guest_cli.start("exec", "-n", vm.name, "--", "sh", "-c", f"sleep 0.5; echo {number}",
                         stdout=subprocess.PIPE)
         for number in range(10)
     ]  # fmt: skip
@@ -87,7 +89,7 @@ def test_ten_commands_at_once_share_the_ports(vm, guest_cli):
 
 def test_a_terminal_is_a_terminal(vm, guest_cli):
     ours, theirs = pty.openpty()
-    words = ["exec", "-t", "web", "--", "sh", "-c", "tty; stty size; echo done"]
+    words = ["exec", "-t", vm.name, "--", "sh", "-c", "tty; stty size; echo done"]
     with guest_cli.start(*words, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL) as process:
         os.close(theirs)
         seen = _read_until(ours, b"done")
@@ -104,7 +106,7 @@ def test_a_terminal_follows_the_size_of_ours(vm, guest_cli):
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     script = "stty size; read x; stty size; echo done"
-    words = ["exec", "-t", "web", "--", "sh", "-c", script]
+    words = ["exec", "-t", vm.name, "--", "sh", "-c", script]
     with guest_cli.start(*words, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL) as process:
         os.close(theirs)
         _read_until(ours, b"24 80")
@@ -133,16 +135,16 @@ def test_files_are_copied_both_ways(vm, guest_cli, tmp_path):
     (tree / "blob").write_bytes(blob)
     (tree / "sub" / "script").write_text("#!/bin/sh\n")
     (tree / "sub" / "script").chmod(0o755)
-    assert guest_cli("cp", str(tree), "web:/root/").returncode == 0
-    assert guest_cli("cp", str(tree / "blob"), "web:/root/renamed").returncode == 0
+    assert guest_cli("cp", str(tree), f"{vm.name}:/root/").returncode == 0
+    assert guest_cli("cp", str(tree / "blob"), f"{vm.name}:/root/renamed").returncode == 0
     assert vm.exec(["test", "-x", "/root/tree/sub/script"]).exit_code == 0
     back = tmp_path / "back"
     back.mkdir()
-    assert guest_cli("cp", "web:/root/tree", str(back)).returncode == 0
-    assert guest_cli("cp", "web:/root/renamed", str(back / "one")).returncode == 0
+    assert guest_cli("cp", f"{vm.name}:/root/tree", str(back)).returncode == 0
+    assert guest_cli("cp", f"{vm.name}:/root/renamed", str(back / "one")).returncode == 0
     assert (back / "tree" / "blob").read_bytes() == blob == (back / "one").read_bytes()
     assert os.access(back / "tree" / "sub" / "script", os.X_OK)
-    missing = guest_cli("cp", "web:/nowhere", str(back))
+    missing = guest_cli("cp", f"{vm.name}:/nowhere", str(back))
     assert missing.returncode == GuestError.exit_code
     assert b"nowhere" in missing.stderr
 
@@ -159,7 +161,7 @@ def test_a_hostile_archive_of_a_guest_stays_inside(vm, guest_cli, tmp_path):
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
     try:
-        done = guest_cli("cp", "web:/tmp/x", str(inner))
+        done = guest_cli("cp", f"{vm.name}:/tmp/x", str(inner))
     finally:
         vm.exec(["rm", "/usr/local/bin/tar"])
     assert done.returncode == GuestError.exit_code
@@ -168,7 +170,7 @@ def test_a_hostile_archive_of_a_guest_stays_inside(vm, guest_cli, tmp_path):
 
 
 def test_the_console_shows_and_takes_text_and_is_logged(vm, guest_cli):
-    words = ["console", "web"]
+    words = ["console", vm.name]
     with guest_cli.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
         two = guest_cli.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         time.sleep(1)
@@ -181,27 +183,19 @@ def test_the_console_shows_and_takes_text_and_is_logged(vm, guest_cli):
             process.stdin.close()
             assert process.wait(30) == 0
         two.stdout.close()
-    assert b"seen-42" in guest_cli("logs", "web").stdout
+    assert b"seen-42" in guest_cli("logs", vm.name).stdout
     assert b"login" in vm.console_log() or b"root@" in vm.console_log()
 
 
 def test_ssh_works_without_a_network(vm, guest_cli):
-    done = guest_cli("ssh", "web", "--", "id", "-un")
+    done = guest_cli("ssh", vm.name, "--", "id", "-un")
     assert done.stdout == b"user\n", done.stderr
-    assert guest_cli("ssh", "-l", "root", "web", "--", "exit", "3").returncode == 3
-
-
-def test_the_forwarded_port_reaches_the_guest(vm):
-    import socket
-
-    with socket.create_connection(("127.0.0.1", vm.forwards[22]), timeout=60) as peer:
-        peer.settimeout(60)
-        assert peer.recv(4) == b"SSH-"
+    assert guest_cli("ssh", "-l", "root", vm.name, "--", "exit", "3").returncode == 3
 
 
 def test_a_screenshot_is_a_picture(vm, guest_cli, tmp_path):
     target = tmp_path / "screen.png"
-    assert guest_cli("screenshot", "web", str(target)).returncode == 0
+    assert guest_cli("screenshot", vm.name, str(target)).returncode == 0
     assert target.read_bytes().startswith(b"\x89PNG\r\n")
 
 
@@ -213,7 +207,7 @@ def test_a_paused_guest_answers_after_it_was_resumed(vm):
 
 
 def test_the_line_that_is_shown_starts_the_same_machine(vm, guest_cli):
-    line = guest_cli("show", "--argv", "web").stdout.decode()
+    line = guest_cli("show", "--argv", vm.name).stdout.decode()
     with open(f"/proc/{_life(vm).pid}/cmdline", "rb") as file:
         running = file.read().rstrip(b"\0").split(b"\0")
     shown = subprocess.run(
@@ -237,57 +231,67 @@ def test_the_guest_has_what_wirt_promises(vm):
     assert vm.exec(["sh", "-c", "ip -4 -o addr | grep -c 10.0.2.15"]).text == "1\n"
 
 
-def test_stop_asks_the_guest_and_the_disk_survives(vm):
+def test_stop_asks_the_guest_the_disk_survives_and_a_port_is_forwarded(vm, guest_cli):
     vm.exec(["sh", "-c", "echo kept > /root/kept; sync"])
     assert vm.stop(timeout=180)
-    assert "powered off" in state.look(vm.context.home.vm("web")).record.ended
+    assert "powered off" in state.look(vm.context.home.vm(vm.name)).record.ended
+    assert guest_cli("set", vm.name, FORWARDING).returncode == 0
     vm.start()
     vm.wait(timeout=400)
     assert vm.exec(["cat", "/root/kept"]).text == "kept\n"
+    with socket.create_connection(("127.0.0.1", vm.forwards[22]), timeout=60) as peer:
+        peer.settimeout(60)
+        assert peer.recv(4) == b"SSH-"
 
 
-def test_a_one_shot_machine_gives_its_exit_code_and_goes(guest_context, guest_cli):
-    before = machine_names(guest_context.home)
-    words = ["run", "debian:12", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]
-    done = guest_cli(*words, timeout=500)
-    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
-    assert machine_names(guest_context.home) == before
+def owned_by(home, process):
+    """Return the temporary machines of a process; those of other workers come and go too."""
+    found = []
+    for name in machine_names(home):
+        with contextlib.suppress(WirtError):
+            if read_record(home.vm(name).record).owner_pid == process.pid:
+                found.append(name)
+    return found
 
 
-def _one_shot(cli, home, known):
+def test_a_one_shot_machine_gives_its_exit_code_and_goes(wirt_context, guest_cli):
+    words = ["run", *SAME, "debian:12", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]
+    with guest_cli.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.communicate(timeout=500) == (b"out\n", b"err\n")
+    assert process.returncode == 7
+    assert owned_by(wirt_context.home, process) == []
+
+
+def _one_shot(cli, home):
     """Start a one-shot machine whose command does not end; return it and its machine's name."""
-    process = cli.start("run", "debian:12", "--", "sleep", "10000", stdin=subprocess.DEVNULL)
+    words = ["run", *SAME, "debian:12", "--", "sleep", "10000"]
+    process = cli.start(*words, stdin=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (fresh := set(machine_names(home)) - known) and time.monotonic() < deadline:
+    while not (names := owned_by(home, process)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (name,) = fresh
-    return process, name
+    return process, names[0]
 
 
-def test_what_a_killed_one_shot_leaves_is_removed_by_the_next(guest_context, guest_cli):
-    home = guest_context.home
-    before = set(machine_names(home))
-    process, orphan = _one_shot(guest_cli, home, before)
-    time.sleep(1)
+def test_what_a_killed_one_shot_leaves_is_removed_by_the_next(wirt_context, guest_cli):
+    home = wirt_context.home
+    process, orphan = _one_shot(guest_cli, home)
     process.kill()
     process.wait()
-    assert set(machine_names(home)) == before | {orphan}
-    interrupted, fresh = _one_shot(guest_cli, home, before | {orphan})
-    assert set(machine_names(home)) == before | {fresh}
-    time.sleep(1)
+    interrupted, _ = _one_shot(guest_cli, home)
+    assert orphan not in machine_names(home)
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait(60) == 130
-    assert set(machine_names(home)) == before
+    assert owned_by(home, interrupted) == []
 
 
-def test_the_library_does_what_its_docstring_says(guest_context):
+def test_the_library_does_what_its_docstring_says(wirt_context):
     code = (
         "import wirt\n"
-        f"context = wirt.Context(wirt.home_at({guest_context.home.root!r}))\n"
-        "with wirt.run('debian:12', memory='768M', context=context) as vm:\n"
+        f"context = wirt.Context(wirt.home_at({wirt_context.home.root!r}))\n"
+        "with wirt.run('debian:12', memory='1G', context=context) as vm:\n"
         "    print(vm.exec(['uname', '-s']).text, vm.accelerator[0], vm.machine.memory)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True
     )
-    assert done.stdout.split() == ["Linux", "tcg", str(768 << 20)] or "kvm" in done.stdout
+    assert done.stdout.split() == ["Linux", "tcg", str(1 << 30)] or "kvm" in done.stdout

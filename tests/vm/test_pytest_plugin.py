@@ -14,9 +14,11 @@ pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_guest, pytest.mark.xdist
 
 SUITE = """
 def test_a_machine_of_its_own(wirt_machine):
+    open("names", "a").write(wirt_machine.name + " ")
     wirt_machine.exec(["touch", "/mine"])
 
 def test_another_one(wirt_machine):
+    open("names", "a").write(wirt_machine.name)
     assert wirt_machine.exec(["ls", "/"]).text.split().count("mine") == 0
 
 def test_that_fails(wirt_machine):
@@ -26,7 +28,9 @@ def test_that_fails(wirt_machine):
 
 
 def run(directory, home, *words):
-    (directory / "pytest.ini").write_text("[pytest]\nwirt_image = debian:12\n")
+    (directory / "pytest.ini").write_text(
+        "[pytest]\nwirt_image = debian:12\nwirt_settings = memory=1G\n"
+    )
     (directory / "test_guest.py").write_text(SUITE)
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words, str(directory)],
@@ -35,15 +39,17 @@ def run(directory, home, *words):
     )  # fmt: skip
 
 
-def test_each_test_has_a_machine_and_a_failed_one_shows_it(tmp_path, guest_context):
-    done = run(tmp_path, guest_context.home.root)
+def test_each_test_has_a_machine_and_a_failed_one_shows_it(tmp_path, wirt_context):
+    done = run(tmp_path, wirt_context.home.root)
     assert "2 passed" in done.stdout
     assert "1 failed" in done.stdout, done.stdout
     assert "wirt: debian:12 on tcg" in done.stdout or "on kvm" in done.stdout
     assert "seen-on-console" in done.stdout
     [picture] = (tmp_path / ".pytest_wirt").iterdir()
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert machine_names(guest_context.home) == []
+    names = (tmp_path / "names").read_text().split()
+    assert len(set(names)) == 2
+    assert not set(names) & set(machine_names(wirt_context.home))
 
 
 def test_without_qemu_tests_are_skipped_with_the_reason(tmp_path, context):
