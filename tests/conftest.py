@@ -23,6 +23,8 @@ from wirt.host.process import find_program
 # Who is started in the background ignores Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Who is told to end cleans up first: machines would go on for ever.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # A busy machine is slow: time is for the benchmarks to judge.
 hypothesis.settings.register_profile("wirt", deadline=None)

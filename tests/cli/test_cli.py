@@ -52,6 +52,18 @@ def test_help_imports_nothing_heavy(tmp_path):
     assert not loaded & {"asyncio", "argparse", "msgspec", "subprocess", "tomllib", "numpy", "rich"}
 
 
+def test_run_imports_nothing_that_only_a_boot_needs():
+    """What a warm run waits for before its fork starts."""
+    code = "import sys, wirt.cli.main, wirt.cli.commands.run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    only_for_boots = {
+        "wirt.catalog.build", "wirt.catalog.seed", "wirt.image.create", "wirt.image.open",
+        "wirt.image.formats.qcow2.image", "wirt.vm.execute", "wirt.vm.wait",
+        "logging", "secrets", "tempfile",
+    }  # fmt: skip
+    assert only_for_boots & set(done.stdout.split()) == set()
+
+
 def test_listing_imports_nothing_heavy(tmp_path):
     code = "import sys; from wirt.cli.main import main; main(['ls', '--json']); print(*sys.modules)"
     done = subprocess.run(

@@ -11,7 +11,7 @@ import pytest
 
 from wirt.errors import AlreadyExists, Busy, HostError, NoSpace, NotFound, UsageError
 from wirt.store import layout
-from wirt.store.atomic import write_file
+from wirt.store.atomic import copy_file, write_file
 from wirt.store.layout import default_home, home_at, private_directory
 from wirt.store.locks import command_lock, run_lock_is_held, take_run_lock, try_lock
 from wirt.store.machines import (
@@ -225,3 +225,18 @@ def test_the_home_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("WIRT_HOME", "relative")
     with pytest.raises(UsageError, match="absolute"):
         default_home()
+
+
+def test_a_file_of_a_guest_is_copied_and_no_link_pipe_or_flood_is(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"variables")
+    copy_file(str(source), str(target), limit=9)
+    assert target.read_bytes() == b"variables"
+    with pytest.raises(HostError):
+        copy_file(str(source), str(target), limit=8)
+    (tmp_path / "link").symlink_to(source)
+    os.mkfifo(tmp_path / "pipe")
+    for hostile in ("link", "pipe", "absent"):
+        with pytest.raises(HostError):
+            copy_file(str(tmp_path / hostile), str(tmp_path / "copy"), limit=99)
+    assert not (tmp_path / "copy").exists()

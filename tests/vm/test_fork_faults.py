@@ -54,13 +54,13 @@ SETTINGS = {"memory": "64M", "accelerator": "tcg", "displays": [], "nics": []}
 
 FREEZE = (
     "disks-linked", "journaled", "take-name", "second-begun", "stopped", "saved", "loaded",
-    "decided", "first-ended", "sockets-moved", "handed-over",
+    "decided", "first-ended", "tpm-moved", "sockets-moved", "handed-over",
 )  # fmt: skip
 STREAM = (
     "disks-linked", "journaled", "take-name", "nodes-added", "stopped", "snapshot", "saved",
     "handed-over",
 )  # fmt: skip
-AFTER = {"first-ended", "sockets-moved", "handed-over"}
+AFTER = {"first-ended", "tpm-moved", "sockets-moved", "handed-over"}
 """The forks are made all the same when the source's QEMU is killed here."""
 BIRTH = ("child-filled", "child-begun", "child-loaded", "child-published", "child-runs")
 

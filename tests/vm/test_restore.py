@@ -168,6 +168,39 @@ def test_wirt_killed_at_any_step_leaves_the_old_or_the_new(context, point):
     require_clean(context)
 
 
+OLD = ("restore-filled", "child-begun", "child-loaded", "restore-ready")
+NEW = ("exchanged", "first-ended", "handed-over")
+
+
+def test_qemu_killed_at_any_step_leaves_disks_that_start(context):
+    """Before the directories change places, the victims are the old QEMU or the new one."""
+    make(context)
+    write(context, "src", 1)
+    snapshot(context, "src", "one")
+    home = context.home
+    old, new = home.vm("src").run_lock, os.path.join(home.vms, ".new-*", "run.lock")
+    for point, victim in [(point, lock) for point in OLD for lock in (old, new)] + [
+        (point, old) for point in NEW
+    ]:
+        if (point, victim) == ("restore-filled", new):
+            continue  # it is not there yet
+        write(context, "src", 2)
+        code, said = kill_at(context, f"{point}={victim}", "restore", "src", "one", "--discard")
+        assert "Traceback" not in said, (point, victim, said)
+        if victim == new and point in {"child-begun", "child-loaded"}:
+            assert code > 0, point
+            require_running(context)
+            assert holds_byte(context, "src", 2)
+        assert machine_names(home) == ["src"]
+        start(context, "src")
+        require_running(context)
+        gone_back = point in NEW or (victim == old and code == 0)
+        assert holds_byte(context, "src", 1) or not gone_back, (point, victim, said)
+        assert holds_byte(context, "src", 1) != holds_byte(context, "src", 2)
+        assert names(context) == ["one"]
+    require_clean(context)
+
+
 def test_a_state_that_qemu_refuses_leaves_the_machine_running(context, monkeypatch):
     make(context)
     taken = snapshot(context, "src", "one")

@@ -10,14 +10,18 @@ import time
 import pytest
 
 from tests.vm.conftest import scratch_home
+from tests.vm.test_fork_faults import kill_at
 from wirt.errors import MissingDependency, QemuError, WrongState
 from wirt.host.holders import processes_with
 from wirt.host.process import find_program
 from wirt.host.process_id import ProcessId
 from wirt.store.record import read_record
 from wirt.vm import state
+from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
+from wirt.vm.export import export
 from wirt.vm.forking.fork import fork
+from wirt.vm.listing import list_machines
 from wirt.vm.remove import remove, rename
 from wirt.vm.restore import restore
 from wirt.vm.snapshot import snapshot
@@ -32,6 +36,10 @@ pytestmark = [
 ]
 
 INDEX = 0x01500001
+POINTS = (
+    "second-begun", "saved", "loaded", "decided", "first-ended", "tpm-moved", "child-begun",
+    "child-loaded",
+)  # fmt: skip
 
 
 def empty(context, name, **settings):
@@ -140,6 +148,16 @@ def test_a_host_without_swtpm_is_told_its_package(context, monkeypatch, tmp_path
     assert state.look(paths).status == "stopped"
 
 
+def test_an_exported_line_says_how_its_tpm_is_started(context):
+    paths = empty(context, "one", tpm={"version": "2.0"})
+    said = []
+    line = export(Context(context.home, say=said.append), "one", "kvm")
+    assert f"backend=socket,id=tpm-channel,path={paths.socket('tpm')}" in line
+    assert "swtpm socket --tpm2" in said[0]
+    assert f"dir={paths.tpm} " in said[0]
+    assert f"path={paths.socket('tpm')} " in said[0]
+
+
 def test_a_killed_start_leaves_no_tpm(context, cli):
     paths = empty(context, "one", tpm={"version": "2.0"})
     before = set(swtpms())
@@ -156,11 +174,40 @@ def test_a_killed_start_leaves_no_tpm(context, cli):
         assert is_gone(one)
 
 
+def test_wirt_killed_during_a_fork_leaves_one_tpm(context):
+    paths = empty(context, "src", tpm={"version": "2.0"}, accelerator="tcg")
+    start(context, "src")
+    for turn, point in enumerate(POINTS):
+        assert kill_at(context, point, "fork", "src", f"fork{turn}")[0] == -9, point
+        found = state.look(paths)
+        assert (found.status, found.note) == ("running", ""), point
+        assert [row.name for row in list_machines(context)] == ["src"], point
+        assert not os.path.exists(paths.next_tpm), point
+        for module in tpms_in(context):
+            assert module == found.record.run.tpm or is_gone(module), point
+        assert found.record.run.tpm.alive(), point
+        stop(context, "src", force=True)
+        start(context, "src")  # on memory that can be handed over again
+    remove(context, "src", force=True)
+    assert tpms_in(context) == []
+
+
+def tpms_in(context):
+    """The TPMs of a home's machines."""
+    found = []
+    for one in swtpms():
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{one.pid}/cwd").startswith(context.home.root):
+                found.append(one)
+    return found
+
+
 def swtpms():
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
-            if file.read().split(b"\0")[0].endswith(b"/swtpm"):
-                yield ProcessId.of(int(entry))
+            process = ProcessId.of(int(entry))
+            if process is not None and file.read().split(b"\0")[0].endswith(b"/swtpm"):
+                yield process
 
 
 class Guest:

@@ -108,7 +108,7 @@ def _tpm(machine: Machine) -> Iterator[Problem]:
             ("tpm", "version"),
             "is not for a kernel that BIOS boots directly: QEMU loads boot.initrd over the ACPI "
             "tables, and the guest finds no TPM",
-            "boot a disk that has a boot loader (wirt pull, wirt create --disk), or by UEFI",
+            "boot a disk that has a boot loader (wirt pull, wirt create --image), or by UEFI",
         )
     if tpm.version == "1.2" and tpm.model == "tpm-crb":
         yield Problem(("tpm", "model"), "tpm-crb came with TPM 2.0", "leave it out, or tpm-tis")

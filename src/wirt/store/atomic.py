@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from wirt.errors import HostError, NoSpace, WirtError
 
@@ -38,6 +39,23 @@ def _write(path: str, data: bytes, mode: int, *, durable: bool) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def copy_file(source: str, target: str, *, limit: int, durable: bool = True) -> None:
+    """Copy a small file out of a directory that a guest may have taken over.
+
+    No link is followed. Raises HostError for what is no file, or more than ``limit`` bytes.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with open(os.open(source, flags), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+                raise HostError(f"{source} is not the file that it should be")
+            data = file.read(limit)
+    except OSError as error:
+        raise host_error(error, source) from error
+    write_file(target, data, durable=durable)
 
 
 def _remove(path: str) -> None:

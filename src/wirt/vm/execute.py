@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wirt.errors import Busy, GuestError, ProtocolError, Timeout, UsageError
-from wirt.protocols.qga.client import AgentClient
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
 from wirt.vm import state
@@ -117,6 +116,8 @@ def _by_agent(context: Context, paths: VmPaths, order: Order) -> int:
             f"{paths.name} has the guest agent only, which has no terminals",
             hint=f"wirt console {paths.name}, or wirt ssh {paths.name}",
         )
+    from wirt.protocols.qga.client import AgentClient
+
     context.say("by the guest agent: output comes when the command has ended")
     program, arguments = _shell(order)
     with AgentClient.connect(paths.socket(AGENT), timeout=CONNECT_SECONDS) as agent:

@@ -10,6 +10,8 @@ from wirt.spec.hardware import Firmware
 from wirt.store.atomic import host_error, write_file
 from wirt.store.layout import VmPaths
 
+LARGEST_VARIABLES = 64 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class FirmwareFiles:
@@ -51,7 +53,7 @@ def ensure_variables(paths: VmPaths, template: str) -> str:
         return target
     try:
         with open(template, "rb") as file:
-            write_file(target, file.read(64 << 20))
+            write_file(target, file.read(LARGEST_VARIABLES))
     except OSError as error:
         raise host_error(error, template) from error
     return target

@@ -273,6 +273,7 @@ def _not_while_it_runs(paths: VmPaths) -> WrongState:
 
 def _verify(overlay: _Overlay) -> None:
     """See on disk that the image stands on what it shall. Raises QemuError."""
+    sync_data(overlay.path)  # a disk with cache = "unsafe" is not flushed by QEMU
     with open_image(overlay.path, format="qcow2", with_backing=False, force_share=True) as image:
         name = image.info().backing_name
     if os.path.realpath(name) != os.path.realpath(overlay.base):

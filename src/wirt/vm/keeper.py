@@ -37,8 +37,9 @@ class BoundedLog:
         self._fd = self._open()
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._path, flags, 0o600)
+        # The directory is QEMU's: a pipe in the log's place would let the keeper wait for ever.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(self._path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
     def write(self, data: bytes) -> None:
         """Append; a full disk loses log lines, never the console."""

@@ -32,7 +32,6 @@ from wirt.vm.remove import remove
 from wirt.vm.source import Source
 from wirt.vm.start import start
 from wirt.vm.template import Sought, find_warm, make_warm, seek
-from wirt.vm.wait import wait_for_guest
 
 _POLL_SECONDS = 0.2
 
@@ -53,6 +52,8 @@ def bring_up(
             remove(context, name, force=True)
         raise
     if timeout is not None:
+        from wirt.vm.wait import wait_for_guest
+
         context.say(f"waiting for {name} to answer")
         wait_for_guest(context, name, timeout=timeout)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,6 @@ from wirt.store.states import find_state
 from wirt.store.templates import read_template, touch
 from wirt.vm.context import Context
 from wirt.vm.family import private_memory
-from wirt.vm.forking.fork import spawn_many
 from wirt.vm.forking.spawn import Wish
 from wirt.vm.remove import remove
 from wirt.vm.stop import resume
@@ -177,8 +175,10 @@ def _fill(context: Context, pool: Pool) -> None:
     ready = _shrink(context, pool, pool.size)
     if ready >= pool.size:
         return
+    from wirt.vm.forking.fork import spawn_many
+
     state = find_state(context.home, read_template(context.home, pool.fingerprint).state)
-    names = [f"{PREFIX}{secrets.token_hex(4)}" for _ in range(pool.size - ready)]
+    names = [f"{PREFIX}{os.urandom(4).hex()}" for _ in range(pool.size - ready)]
     wish = Wish(paused=True, reboots=False, pool=pool.fingerprint)
     spawn_many(context, state, names, wish=wish)
 

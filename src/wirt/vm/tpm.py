@@ -17,7 +17,6 @@ import re
 import select
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -31,7 +30,7 @@ from wirt.host.confine import confinement
 from wirt.host.process import find_program, mortal
 from wirt.host.process_id import ProcessId
 from wirt.spec.machine import Machine
-from wirt.store.atomic import host_error, sync_directory, write_file
+from wirt.store.atomic import copy_file, host_error
 from wirt.store.record import Record, Run
 from wirt.vm.state import boot_id
 
@@ -117,7 +116,12 @@ def spawn_with(
         )
         os.close(pid_write)
         pid_write = -1
-        return process, _read_pid(pid_read)
+        try:
+            return process, _read_pid(pid_read)
+        except BaseException:  # Ctrl-C: nobody else knows of the process yet
+            process.kill()
+            process.wait()
+            raise
     finally:
         for fd in (settings_fd, pid_read):
             os.close(fd)
@@ -151,23 +155,14 @@ def await_end(run: Run | None) -> None:
 
 
 def copy_state(source: str, target: str) -> None:
-    """Copy what a TPM keeps, while nothing runs in ``source``. Raises HostError.
-
-    The files are swtpm's, which a guest may have taken over: what is no file stays there.
-    """
+    """Copy what a TPM keeps, while nothing runs in ``source``. Raises HostError."""
     try:
         os.mkdir(target, 0o700)
-        for name in sorted(filter(_STATE.fullmatch, os.listdir(source))):
-            _copy(os.path.join(source, name), os.path.join(target, name))
-        sync_directory(target)
+        names = sorted(filter(_STATE.fullmatch, os.listdir(source)))
     except OSError as error:
         raise host_error(error, error.filename or target) from error
-
-
-def _copy(source: str, target: str) -> None:
-    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            write_file(target, file.read(_MAX_BYTES))
+    for name in names:
+        copy_file(os.path.join(source, name), os.path.join(target, name), limit=_MAX_BYTES)
 
 
 def take_next(directory: str, following: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -165,6 +166,24 @@ def test_what_only_the_journal_has_is_seen_as_e2fsck_would_put_it(pair, options,
     run("e2fsck", "-fy", replayed)
     assert changed(journaled, replayed) == set()
     assert changed(second, replayed) == set()
+    _damage_the_journal(first, journaled, tmp_path / "damaged.raw")
+
+
+def _damage_the_journal(first, journaled, damaged):
+    """Whatever it holds, it is read to an end."""
+    whole = journaled.read_bytes()
+    with opened(first) as image:
+        volume = Volume(image)
+        start = volume.runs(volume.inode(8))[0].physical * volume.blocks.size
+    random_ = random.Random(5)
+    for _ in range(8):
+        data = bytearray(whole)
+        for _ in range(12):
+            at = start + random_.randrange(8) * volume.blocks.size + random_.randrange(64)
+            data[at] = random_.choice((0, 1, 0xFF, random_.randrange(256)))
+        damaged.write_bytes(data)
+        with contextlib.suppress(ImageError):
+            changed(first, damaged)
 
 
 def test_a_damaged_file_system_raises_what_it_may_and_ends(pair, monkeypatch):

@@ -28,6 +28,9 @@ _DESCRIPTOR, _COMMIT, _SUPERBLOCK, _REVOKE = 1, 2, 4, 5
 _BITS64, _CHECKSUM_2, _CHECKSUM_3 = 2, 8, 16
 _KNOWN = 1 | _BITS64 | _CHECKSUM_2 | _CHECKSUM_3
 _ESCAPED, _SAME_UUID, _LAST = 1, 2, 8
+_MOST = 1 << 20
+"""Blocks of a journal that are looked at, and revocations: four times the largest that mke2fs
+makes by itself."""
 
 
 def replayed(blocks: Blocks, runs: list[Run]) -> dict[int, Moved]:
@@ -62,6 +65,7 @@ class _Log:
         )
         if magic != _MAGIC or kind != _SUPERBLOCK or size != blocks.size:
             raise CorruptImage("the journal's head is damaged")
+        self._left, self._revocations = min(self._length, _MOST), _MOST
         (self._features,) = struct.unpack_from(">I", head, 40)
         if self._start and self._features & ~_KNOWN:
             raise UnsupportedImage(
@@ -84,7 +88,8 @@ class _Log:
         if not self._start:
             return
         at, sequence, open_one = self._start, self._sequence, _Transaction()
-        for _ in range(self._length):
+        while True:
+            self._spend(1)
             block = self._blocks.read_raw(self._place(at), 1)
             magic, kind, number = struct.unpack_from(">III", block)
             if magic != _MAGIC or number != sequence:
@@ -92,16 +97,30 @@ class _Log:
             at = self._next(at)
             if kind == _DESCRIPTOR:
                 for target, flags in self._tags(block):
+                    self._spend(1)
                     place = Moved(self._place(at), bool(flags & _ESCAPED))
                     open_one.written.append((target, place))
                     at = self._next(at)
             elif kind == _REVOKE:
-                open_one.revoked += self._revoked(block)
+                revoked = self._revoked(block)
+                self._spend_revoked(len(revoked))
+                open_one.revoked += revoked
             elif kind == _COMMIT:
                 yield open_one
                 open_one, sequence = _Transaction(), (sequence + 1) & 0xFFFFFFFF
             else:
                 return
+
+    def _spend(self, blocks: int) -> None:
+        """A log that goes round in circles, or is longer than any, is damaged."""
+        self._left -= blocks
+        if self._left < 0:
+            raise CorruptImage("the journal has no end")
+
+    def _spend_revoked(self, entries: int) -> None:
+        self._revocations -= entries
+        if self._revocations < 0:
+            raise CorruptImage("the journal revokes more blocks than any")
 
     def _tags(self, block: bytes) -> Iterator[tuple[int, int]]:
         wide = bool(self._features & _BITS64)

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -49,7 +48,7 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 10.0
 CHUNK = 1024 * KIB  # bytes of one guest-file-read
 _MAX_EXEC_REPLY = 48 * MIB  # two streams of 16 MiB, and base64 makes 4 bytes of 3
-_SYNC_BITS = 52  # a JSON integer that survives every decoder
+_SYNC_BYTES = 6  # a JSON integer that survives every decoder
 _FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
 
@@ -86,7 +85,7 @@ class AgentClient(Closing):
         return client
 
     def _synchronise(self, deadline: Deadline) -> None:
-        sync_id = secrets.randbits(_SYNC_BITS)
+        sync_id = int.from_bytes(os.urandom(_SYNC_BYTES))
         self._inbox.clear()
         self._decoder.expect_sync(sync_id)
         try:

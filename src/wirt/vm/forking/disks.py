@@ -18,10 +18,11 @@ from wirt.image.overlay import create_overlay
 from wirt.qemu.block import disk_id, is_discarding, is_read_only
 from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
-from wirt.store.atomic import host_error, sync_directory
+from wirt.store.atomic import copy_file, host_error, sync_directory
 from wirt.store.layout import StatePaths, VmPaths
 from wirt.store.record import Record
 from wirt.store.states import FrozenDisk
+from wirt.vm.firmware import LARGEST_VARIABLES
 from wirt.vm.preflight import image_path
 from wirt.vm.served import find_served
 
@@ -89,8 +90,8 @@ def freeze_variables(paths: VmPaths, machine: Machine, state: StatePaths, record
     """Copy the UEFI variables while the guest stands still. Raises HostError."""
     if machine.firmware.type != "uefi":
         return
+    copy_file(paths.uefi_variables, state.uefi_variables, limit=LARGEST_VARIABLES, durable=False)
     try:
-        shutil.copyfile(paths.uefi_variables, state.uefi_variables)
         let_family_read(state.uefi_variables, record)
     except OSError as error:
         raise host_error(error, state.uefi_variables) from error

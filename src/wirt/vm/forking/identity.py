@@ -21,7 +21,6 @@ from wirt.store.layout import VmPaths
 from wirt.store.record import IdentityDue
 from wirt.store.states import GuestFacts
 from wirt.vm.channels import AGENT, HELPERS
-from wirt.vm.forking.agent import set_by_agent
 from wirt.vm.forking.outcome import Outcome
 
 IDENTITY_SECONDS = 60.0
@@ -91,6 +90,8 @@ def await_answer(
         failed = (f"{_STEPS.get(step, step)} ({why})" for step, why in answer.failed.items())
         return Outcome("helper", answer.uuid, tuple(failed))
     if due.agent:
+        from wirt.vm.forking.agent import set_by_agent
+
         return set_by_agent(paths.socket(AGENT), identity, timeout=timeout)
     asked = [what for field, what in _STEPS.items() if _asks(identity, field)]
     return Outcome(unchanged=tuple(asked))
