@@ -5,14 +5,17 @@ The program wirt runs in a mount namespace in which they are covered up.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from wirt.store import wires
+from wirt.store.locks import run_lock_is_held
 
 pytestmark = [
     pytest.mark.needs_qemu,
@@ -25,6 +28,7 @@ pytestmark = [
 ]
 
 MISSING = 8
+TUN = "/dev/net"
 # A directory is covered by an empty one, a program by what cannot be run.
 COVER = """
 if [ -d "$1" ]; then mount -t tmpfs none "$1"; else mount --bind /dev/null "$1"; fi
@@ -76,6 +80,35 @@ def test_a_missing_program_is_named_with_its_package(net, wirt):
         code, said = wirt("cable", "create", "dmz", "lan", "--delay", "5ms", without=program)
         assert (code, f"apt install {package}" in said) == (MISSING, True), said
         assert nothing_is_left(net, "cable")
+
+
+def test_a_host_without_taps_says_so_and_what_needs_none(net, wirt):
+    code, said = wirt("switch", "create", "up", "--uplink", "tap", without=TUN)
+    assert (code, "/dev/net/tun is missing" in said) == (MISSING, True), said
+    assert nothing_is_left(net, "switch")
+    assert wirt("net", "create", "office")[0] == 0
+    net.machine("one", {"backend": {"type": "network", "name": "office"}})
+    net.machine("two", {"backend": {"type": "tap"}})
+    net.machine("three", {"backend": {"type": "none"}})
+    for name in ("one", "two"):
+        code, said = wirt("start", name, without=TUN)
+        assert (code, "a switch, a socket" in said) == (MISSING, True), said
+        assert not run_lock_is_held(net.context.home.vm(name).run_lock)
+    assert wirt("start", "three")[0] == 0
+    code, said = wirt("nic", "add", "three", "network=office", without=TUN)
+    assert (code, "/dev/net/tun is missing" in said) == (MISSING, True), said
+    assert len(json.loads(wirt("nic", "ls", "three", "--json")[1])) == 1
+
+
+def test_an_address_that_is_taken_is_told_of_the_card_that_wants_it(net, wirt):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        net.machine("one")
+        listen = f"socket,listen=127.0.0.1:{taken.getsockname()[1]}"
+        assert wirt("nic", "add", "one", listen)[0] == 0
+        code, said = wirt("start", "one")
+        assert code == 6, said
+        assert "nic0 cannot listen: another program" in said
+        assert not run_lock_is_held(net.context.home.vm("one").run_lock)
 
 
 def test_names_that_could_be_commands_or_options_are_refused(net, wirt):

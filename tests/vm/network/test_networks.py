@@ -15,8 +15,10 @@ from wirt.net.pcap import Frame
 from wirt.spec.nic import Network, Nic, Rate, Switch, Unplugged, User
 from wirt.store import wires
 from wirt.store.record import read_record
+from wirt.store.states import process_label, release
 from wirt.store.wires import BridgeRecord
 from wirt.vm.description import load_spec
+from wirt.vm.forking.freeze import freeze
 from wirt.vm.network.bridges import (
     BridgeWish,
     bridge_facts,
@@ -89,6 +91,7 @@ def test_guests_of_a_private_network_get_addresses_and_know_each_other(net, even
             assert not capture.ended
         ping.join()
 
+    stays_on_its_network_when_it_is_handed_over(context, one, place)
     record = wires.read(wires.find(context.home, "bridge", "office"), BridgeRecord)
     os.kill(record.dnsmasq.pid, 9)
     eventually(lambda: bridge_facts(context, "office").status == "down")
@@ -105,6 +108,23 @@ def test_guests_of_a_private_network_get_addresses_and_know_each_other(net, even
         os.listdir(os.path.join(wires.find(context.home, "bridge", "office").runtime, "hosts"))
         == []
     )
+
+
+def stays_on_its_network_when_it_is_handed_over(context, one, place):
+    """The second QEMU has a TAP of its own, with the limits; the first's is gone."""
+    [before] = read_record(context.home.vm("two").record).run.wires
+    frozen = freeze(context, "two")
+    assert frozen.method == "freeze"
+    release(frozen.state, process_label())
+    [after] = read_record(context.home.vm("two").record).run.wires
+    assert after.interface != before.interface
+    reach(one, "two")
+    shown = place.run("ip", "-br", "link").stdout.decode()
+    rules = place.run("nft", "list", "ruleset").stdout.decode()
+    assert after.interface in shown
+    assert f"chain {after.interface} " in rules
+    assert f"{before.interface} " not in shown
+    assert f"chain {before.interface} " not in rules
 
 
 def test_a_network_of_the_host_and_its_limits(net):

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import wirt
+from wirt.store.layout import Home
 from wirt.store.locks import run_lock_is_held
 
 pytestmark = [
@@ -25,6 +26,14 @@ pytestmark = [
 ]
 
 USER = 65534
+LINE = "console=ttyS0 no_timer_check mitigations=off quiet rdinit=/init"
+# A card asks for an address, and the other one has received something.
+HEARS = (
+    "before=$(cat /sys/class/net/eth{receiver}/statistics/rx_bytes); for n in $(seq 20); do"
+    " arping -D -c 1 -w 1 -I eth{sender} 10.9.9.9 >/dev/null 2>&1;"
+    " [ $(cat /sys/class/net/eth{receiver}/statistics/rx_bytes) != $before ] && exit 0;"
+    " done; exit 1"
+)
 # Debian's /dev/net/tun is for everybody; a container's may not be.
 ENTER = """
 mkdir -p "$1"
@@ -92,17 +101,35 @@ def user():
         shutil.rmtree(base)
 
 
-def test_an_ordinary_user_has_switches_cables_and_a_private_network(user):
+def test_an_ordinary_user_has_switches_cables_and_a_private_network(
+    user, guest_image, tiny_initrd, guests
+):
     user("switch", "create", "dmz")
     user("switch", "create", "lan")
     user("cable", "create", "dmz", "lan", "--delay", "5ms", "--name", "between")
     assert user.json("cable", "ls")[0]["status"] == "up"
     user("net", "create", "office", "--private", "--address", "10.64.3.1/24")
     assert "10.64.3.1" in user("net", "exec", "office", "--", "ip", "-br", "address").stdout
-    user("create", "one", "--no-net", "-m", "64M", "--disk-size", "1M")
-    for backend in ("user", "switch=dmz", "network=office", "socket,listen=127.0.0.1:7000"):
+    guest = ("--kernel", str(guest_image.kernel), "--initrd", str(tiny_initrd), "--cmdline", LINE)
+    user("create", "one", "--no-net", "-m", "192M", "--disk-size", "1M", *guest)
+    # Three ends in one guest: what leaves by the one wire comes back by the other.
+    for backend in ("user", "switch=dmz", "network=office", "socket,listen=127.0.0.1:7000",
+                    "switch=lan", "socket,connect=127.0.0.1:7000"):  # fmt: skip
         user("nic", "add", "one", backend)
     user("start", "one")
+    home = Home(str(user.base / "home"), str(user.base / "run" / "wirt"))
+    shell = guests["tiny"].Shell(guests["tiny"].console(home.vm("one")))
+    shell("for n in 0 1 2 3 4 5; do ip link set eth$n up; done")
+    for card in (0, 2):  # QEMU's own network, and the private one
+        shell(f"udhcpc -i eth{card} -q -n -t 20 -T 1 -s /dhcp")
+    addresses = shell("ip address")
+    assert "10.0.2.15/" in addresses
+    assert "10.64.3." in addresses
+    shell("ping -c 1 -W 5 10.0.2.2")
+    shell("ping -c 1 -W 5 10.64.3.1")
+    for sender, receiver in ((1, 4), (3, 5)):  # two switches and a cable; a TCP wire
+        shell(HEARS.format(sender=sender, receiver=receiver), timeout=120)
+    shell.close()
     cards = {row["card"]: row["wire"] for row in user.json("nic", "ls", "one")}
     assert cards["nic2"]["interface"].startswith("wtap")
     ports = user.json("switch", "show", "dmz")["ports"]
