@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from wirt.errors import ImageError, UnsupportedImage, UsageError
+from wirt.errors import ImageAccessDenied, ImageError, UnsupportedImage, UsageError
 from wirt.image.base import (
     AllowLocalFiles,
     Budget,
@@ -25,8 +25,13 @@ from wirt.image.base import (
 )
 from wirt.image.expansion import refuse_expansion
 from wirt.image.layers import backing_path, open_backing, open_overlay
+from wirt.image.probe import claims
 from wirt.image.progress import Progress, silent
+from wirt.image.storage.scratch import Scratch
 from wirt.image.transfer import Transfer
+
+_EDGE = 1 << 20
+"""Bytes at both ends of a disk by which formats are known."""
 
 
 def commit(
@@ -75,6 +80,7 @@ def write_down(
     Returns when that is durable: then ``image`` may be emptied.
     """
     refuse_expansion(image, budget or Budget())
+    _refuse_disguise(image, target)
     Transfer(
         _Above(image, target),
         target,
@@ -84,6 +90,31 @@ def write_down(
         progress=progress,
     ).run()
     target.flush()
+
+
+def _refuse_disguise(image: Image, target: Image) -> None:
+    """Refuse to make a disk that was only taken for raw look like another format.
+
+    A guest decides what its disk begins with, and whoever opens the base next would follow it.
+    """
+    above = image
+    while above.backing is not None and above.backing is not target:
+        above = above.backing
+    if target.format_name != "raw" or above.info().backing_format:
+        return
+    size = max(image.virtual_size, target.virtual_size)
+    with Scratch() as shown:
+        shown.truncate(size)
+        for start in {0, max(0, size - _EDGE)}:
+            end = min(start + _EDGE, image.virtual_size)
+            shown.pwrite(start, image.pread(start, max(0, end - start)))
+        found = claims(shown)
+    if found:
+        raise ImageAccessDenied(
+            f"the base would look like {found[0]}, and nothing says that it is raw",
+            hint="say so: wirt img rebase --unsafe -F raw OVERLAY BASE; a qcow 1 overlay cannot: "
+            "wirt img convert OVERLAY NEW.qcow2",
+        )
 
 
 def _open_chain(image: Overlay, path: str, base: str, gate: OpenGate) -> tuple[WritableImage, str]:

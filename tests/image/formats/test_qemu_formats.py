@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import zlib
 from itertools import islice
 
 import pyqcow
@@ -21,9 +20,12 @@ from tests.image.formats.support import (
     sample,
     sample_is_as_qemu_reads_it,
 )
-from wirt.errors import CorruptImage, ImageAccessDenied
+from wirt.errors import CorruptImage, ImageAccessDenied, UsageError
+from wirt.image.convert import ConvertSettings, convert
+from wirt.image.create import create_image
 from wirt.image.open import open_image
 from wirt.image.probe import probe_file
+from wirt.units import parse_size
 
 NAMES = ["qcow", "qed", "parallels"]
 CHECKED = {"qed", "parallels"}
@@ -67,6 +69,43 @@ def test_a_huge_empty_disk_is_looked_through_by_its_first_table(name, tmp_path):
 
 
 @pytest.mark.needs_qemu_img
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("qed", {"cluster_size": "4096", "table_size": "2"}),
+        ("qed", {"cluster_size": "256K", "table_size": "16"}),
+        ("parallels", {"cluster_size": "64K"}),
+        ("parallels", {"cluster_size": "4M"}),
+    ],
+)
+def test_clusters_have_the_size_that_was_asked_for(name, options, tmp_path):
+    path = tmp_path / "disk"
+    create_image(str(path), name, 9 * MIB + 512, options=options)
+    with opened(path, name) as image:
+        assert image.block_size == parse_size(options["cluster_size"])
+    model = bytearray(9 * MIB + 512)
+    exercised(path, name, model, block=MIB)
+    check_by_qemu(path, name)
+    assert by_qemu(path, name, tmp_path) == model
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("qed", "cluster_size=1000"),
+        ("qed", "table_size=3"),
+        ("qed", "table_size=1"),
+        ("parallels", "cluster_size=700"),
+    ],
+)
+def test_clusters_that_cannot_be_are_refused(name, option, tmp_path):
+    key, _, value = option.partition("=")
+    with pytest.raises(UsageError):
+        create_image(str(tmp_path / "disk"), name, MIB, options={key: value})
+    assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.needs_qemu_img
 @pytest.mark.parametrize("name", ["qcow", "qed"])
 def test_a_child_reads_its_backing_file(name, tmp_path):
     below = random.Random(2).randbytes(3 * MIB)
@@ -82,29 +121,15 @@ def test_a_child_reads_its_backing_file(name, tmp_path):
         open_image(str(child))
 
 
-def packed_qcow(path, data):
-    """Make a compressed qcow 1: qemu-img 7.2 gives up in the middle, with no message."""
-    made(path, "qcow", len(data))
-    with opened(path, "qcow", writable=True) as image:
-        size = image.block_size
-        for index in range(len(data) // size):
-            deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
-            packed = deflate.compress(data[index * size :][:size]) + deflate.flush()
-            if len(packed) < size:
-                place = image._append(packed, align=1)
-                image._set(index, 1 << 63 | len(packed) << 51 | place)
-            else:
-                image.pwrite(index * size, data[index * size :][:size])
-        image._unpublished.add(0)
-    return path
-
-
 @pytest.mark.needs_qemu_img
 def test_compressed_qcow_clusters_are_read_and_replaced(tmp_path):
     words = b"".join(b"%d\n" % number for number in range(200000))[:MIB]
     data = words + bytes(MIB) + random.Random(1).randbytes(MIB // 2) + b"text" * (MIB // 8)
-    path = packed_qcow(tmp_path / "c.qcow", data)
-    model = bytearray(data)
+    (tmp_path / "plain").write_bytes(data)
+    path, model = tmp_path / "c.qcow", bytearray(data)
+    with opened(tmp_path / "plain", "raw") as image:
+        convert([image], str(path), "qcow", ConvertSettings(compressed=True))
+    assert path.stat().st_size < len(data) * 2 // 3
     assert chain_read(path) == model
     assert by_qemu(path, "qcow", tmp_path) == model
     exercised(path, "qcow", model, block=65536)

@@ -146,6 +146,26 @@ def test_commit_equals_that_of_qemu(disk, tmp_path):
     assert content(tmp_path / "disk.qcow2.below") == content(theirs / "disk.qcow2.below") == model
 
 
+@pytest.mark.parametrize("says_raw", [False, True])
+def test_a_guest_cannot_turn_a_base_into_another_format(says_raw, tmp_path):
+    base, trap = tmp_path / "base", tmp_path / "trap"
+    base.write_bytes(bytes(MIB))
+    create_image(str(trap), "qcow2", MIB)
+    head = trap.read_bytes()[:512]
+    backing = {"backing": "base", "backing_format": "raw"}
+    create_image(str(tmp_path / "top"), "qcow2" if says_raw else "qcow", MIB, **backing)
+    with opened(tmp_path / "top", writable=True) as image:
+        image.pwrite(0, head)
+    if says_raw:
+        commit(str(tmp_path / "top"))
+        assert base.read_bytes() == head + bytes(MIB - len(head))
+        return
+    with pytest.raises(ImageAccessDenied, match="would look like qcow2"):
+        commit(str(tmp_path / "top"))
+    assert base.read_bytes() == bytes(MIB)
+    assert content(tmp_path / "top") == head + bytes(MIB - len(head))
+
+
 def test_commit_keeps_the_overlay_when_asked(tmp_path):
     path = tmp_path / "disk.qcow2"
     model = mixed(path)

@@ -165,8 +165,11 @@ class Target:
         for key in _ALWAYS_SO:
             options.pop(key, None)
         for key in [key for key in options if key.endswith("key-secret")]:
-            secret = self.secrets[options.pop(key)]
-            options[key.replace("key-secret", "secret")] = secret.decode("utf-8", "surrogateescape")
+            name = options.pop(key)
+            try:
+                options[key.replace("key-secret", "secret")] = self.secrets[name].decode()
+            except UnicodeDecodeError:
+                raise Failure(f"Data from secret {name} is not valid UTF-8") from None
         if switched_on({"compat6": options.pop("compat6", "off")}, "compat6"):
             options.setdefault("hwversion", "6")
         return options

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
-from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
+from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
 from wirt.image.formats.mapped import (
     CHECK_HINT,
@@ -30,11 +30,12 @@ from wirt.image.formats.mapped import (
 from wirt.image.formats.parallels_bundle import DESCRIPTOR, BundleImage, is_bundle
 from wirt.image.formats.table_check import Use
 from wirt.image.formats.table_image import ResizableTable
+from wirt.units import parse_size
 
 _HEADER = struct.Struct("<16sIIIIIQIIIQ")
 _OLD, _NEW = b"WithoutFreeSpace", b"WithouFreSpacExt"
 _IN_USE = 0x746F6E59
-_CLUSTER = 2048
+_LARGEST_CLUSTER = 1 << 21
 _MOST_ENTRIES = 1 << 28
 
 
@@ -51,7 +52,7 @@ class ParallelsImage(ResizableTable):
         )
         if version != 2:
             raise UnsupportedImage(f"Parallels version {version} is not known")
-        if not 0 < cluster <= 1 << 21:
+        if not 0 < cluster <= _LARGEST_CLUSTER:
             raise CorruptImage(f"clusters cannot be {cluster} sectors long")
         sectors = sectors & 0xFFFFFFFF if magic == _OLD else sectors
         self._unit = SECTOR if magic == _OLD else cluster * SECTOR
@@ -194,17 +195,26 @@ class ParallelsFormat(Format):
         return ParallelsImage(storage, options)
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
-        refuse_unknown(options)
+        """Options: ``cluster_size`` (1 MiB)."""
+        refuse_unknown(options, "cluster_size")
+        cluster = _cluster_sectors(options.get("cluster_size", "1M"))
         sectors = -(-size // SECTOR)
-        entries = -(-sectors // _CLUSTER)
+        entries = -(-sectors // cluster)
         if entries > _MOST_ENTRIES:
             raise OutOfBounds("a Parallels disk cannot be as large as this")
-        data = -(-(64 + 4 * entries) // (_CLUSTER * SECTOR)) * _CLUSTER
+        data = -(-(64 + 4 * entries) // (cluster * SECTOR)) * cluster
         head = _HEADER.pack(
-            _NEW, 2, 16, min(sectors // 512, 0xFFFFFFFF), _CLUSTER, entries, sectors, 0, data, 0, 0
+            _NEW, 2, 16, min(sectors // 512, 0xFFFFFFFF), cluster, entries, sectors, 0, data, 0, 0
         )
         storage.truncate(data * SECTOR)
         storage.pwrite(0, head)
+
+
+def _cluster_sectors(text: str) -> int:
+    sectors, rest = divmod(parse_size(text), SECTOR)
+    if rest or not 0 < sectors <= _LARGEST_CLUSTER:
+        raise UsageError("Cluster size must be a multiple of 512 bytes, up to 1G")
+    return sectors
 
 
 FORMAT = ParallelsFormat()

@@ -24,7 +24,16 @@ from wirt.errors import (
     UnsupportedImage,
     UsageError,
 )
-from wirt.image.base import Extent, ExtentKind, Format, Image, ImageInfo, OpenOptions, Storage
+from wirt.image.base import (
+    CompressedWriter,
+    Extent,
+    ExtentKind,
+    Format,
+    Image,
+    ImageInfo,
+    OpenOptions,
+    Storage,
+)
 from wirt.image.formats.cloop import inflate
 from wirt.image.formats.mapped import SECTOR, read_exactly, refuse_unknown, stored_size
 from wirt.image.formats.table_check import Use
@@ -35,10 +44,12 @@ _HEADER = struct.Struct(">4sIQIIQBBHIQ")
 _MAGIC = b"QFI\xfb"
 _COMPRESSED = 1 << 63
 _LONGEST_NAME = 1023
+_WINDOW = 4096
 
 
-class QcowImage(TwoLevelImage):
+class QcowImage(TwoLevelImage, CompressedWriter):
     format_name = "qcow"
+    compression = "deflate"
     _order = ">"
 
     def __init__(self, storage: Storage, options: OpenOptions) -> None:
@@ -53,7 +64,7 @@ class QcowImage(TwoLevelImage):
             raise CorruptImage(f"a disk cannot have {size} bytes")
         self._bits = bits
         self.virtual_size = size // SECTOR * SECTOR
-        self.block_size = 1 << bits
+        self.block_size = self.compression_unit = 1 << bits
         self._l2_entries = 1 << l2_bits
         entries = -(-size // (self._l2_entries * self.block_size))
         self._load_l1(storage, l1, entries, options.budget)
@@ -174,6 +185,23 @@ class QcowImage(TwoLevelImage):
         if self._cipher is None:
             return content
         return self._cipher.decrypt(index * self.block_size // SECTOR, content)
+
+    def write_compressed(
+        self, offset: int, packed: bytes | None, plain: bytes | memoryview
+    ) -> None:
+        self._check(offset, len(plain))
+        if offset % self.block_size:
+            raise OutOfBounds("a compressed write must start at a cluster", offset=offset)
+        # QEMU looks back 4 KiB at most; only old makers have larger clusters.
+        smaller = packed is not None and len(packed) < self.block_size <= _WINDOW
+        if packed is None or not smaller:
+            self.pwrite(offset, plain)
+            return
+        self._before_write()
+        self._last = (-1, b"")
+        index, place = offset // self.block_size, self._append(packed, align=1)
+        self._set(index, _COMPRESSED | len(packed) << 63 - self._bits | place)
+        self._unpublished.add(index)
 
     def _overlaid(self, index: int, offset: int, part: memoryview) -> bytes:
         self._last = (-1, b"")

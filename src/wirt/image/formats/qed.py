@@ -36,10 +36,12 @@ from wirt.image.formats.mapped import (
 from wirt.image.formats.table_check import Use
 from wirt.image.formats.table_image import ResizableTable
 from wirt.image.formats.two_level import TwoLevelImage
+from wirt.units import parse_size
 
 _HEADER = struct.Struct("<4sIIIQQQQQII")
 _BACKING, _NEED_CHECK, _RAW_BACKING = 1, 2, 4
-_CLUSTER, _TABLE = 65536, 4
+_CLUSTERS = (4096, 64 << 20)
+_TABLES = (1, 2, 4, 8, 16)
 _LONGEST_NAME = 1023
 
 
@@ -64,8 +66,8 @@ class Header:
             raise UnsupportedImage(f"unknown QED features {features & ~7:#x}")
         if (
             cluster & (cluster - 1)
-            or not 4096 <= cluster <= 64 << 20
-            or table not in {1, 2, 4, 8, 16}
+            or not _CLUSTERS[0] <= cluster <= _CLUSTERS[1]
+            or table not in _TABLES
         ):
             raise CorruptImage(f"clusters of {cluster} bytes, tables of {table} clusters")
         entries = table * cluster // 8
@@ -227,20 +229,28 @@ class QedFormat(Format):
         return image
 
     def create(self, storage: Storage, size: int, options: Mapping[str, str]) -> None:
-        """Options: ``backing_file``, ``backing_fmt``."""
-        refuse_unknown(options, "backing_file", "backing_fmt")
+        """Options: ``backing_file``, ``backing_fmt``, ``cluster_size`` (64 KiB), ``table_size``
+        (4 clusters).
+        """
+        refuse_unknown(options, "backing_file", "backing_fmt", "cluster_size", "table_size")
+        cluster = parse_size(options.get("cluster_size", "64K"))
+        if cluster & (cluster - 1) or not _CLUSTERS[0] <= cluster <= _CLUSTERS[1]:
+            raise UsageError("QED cluster size must be a power of two from 4096 to 64M")
+        table = parse_size(options.get("table_size", "4"))
+        if table not in _TABLES[1:]:  # QEMU takes the end of a table of one cluster for wrong
+            raise UsageError("QED table size must be 2, 4, 8 or 16 clusters")
         size = -(-size // SECTOR) * SECTOR
-        entries = _TABLE * _CLUSTER // 8
-        if size > entries * entries * _CLUSTER:
-            raise OutOfBounds("a QED disk cannot be larger than 64 TiB")
+        largest = (table * cluster // 8) ** 2 * cluster
+        if size > largest:
+            raise OutOfBounds(f"a QED disk of these clusters has {largest} bytes at most")
         name = os.fsencode(options.get("backing_file", ""))
         if len(name) > _LONGEST_NAME:
             raise UsageError("the backing file's name is too long for QED")
         raw = _RAW_BACKING if options.get("backing_fmt") == "raw" else 0
         features = _BACKING | raw if name else 0
         place = (_HEADER.size, len(name)) if name else (0, 0)
-        header = Header(_CLUSTER, _TABLE, features, _CLUSTER, size, place)
-        storage.truncate(_CLUSTER * (1 + _TABLE))
+        header = Header(cluster, table, features, cluster, size, place)
+        storage.truncate(cluster * (1 + table))
         storage.pwrite(0, header.pack() + name)
 
 
