@@ -72,6 +72,35 @@ def test_preallocated_images_are_allocated_and_read_as_zeros(tmp_path, mode, fea
 
 
 @pytest.mark.needs_qemu_img
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+def test_a_preallocated_overlay_shows_its_backing_image(tmp_path, mode):
+    base = random.Random(mode).randbytes(3 * MIB)
+    (tmp_path / "base.raw").write_bytes(base)
+    options = {"extended_l2": "on", "backing_file": "base.raw", "backing_fmt": "raw"}
+    path = create(tmp_path / "a.qcow2", 3 * MIB, preallocation=mode, **options)
+    assert_disk(path, base, tmp_path)
+    size, model = path.stat().st_size, bytearray(base)
+    with open_image(path, writable=True) as image:
+        image.pwrite(100_000, b"w" * 9000)
+    model[100_000:109_000] = b"w" * 9000
+    assert_disk(path, model, tmp_path)
+    assert path.stat().st_size == size
+
+
+@pytest.mark.needs_qemu_img
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_a_disk_that_ends_inside_a_cluster_has_that_cluster_whole(tmp_path, mode):
+    path = create(tmp_path / "a.qcow2", 2_048_000)
+    with open_image(path, writable=True) as image:
+        image.resize(2_129_920, preallocation=mode)
+    before = path.stat().st_blocks
+    with open_image(path, writable=True) as image:
+        image.pwrite(2_048_000, b"w" * 81_920)
+    assert path.stat().st_blocks == before
+    assert path.stat().st_size % 65_536 == 0
+
+
+@pytest.mark.needs_qemu_img
 def test_a_raw_data_file_is_preallocated_by_whoever_attaches_it(tmp_path):
     path = create(tmp_path / "a.qcow2", MIB, data_file="d.raw", data_file_raw="on")
     with open_image(path, writable=True) as image:

@@ -249,10 +249,11 @@ class Qcow2Image(
 
     def preallocate(self, mode: str) -> None:
         """Allocate the whole disk of a new, empty image: ``metadata``, ``falloc``, ``full``."""
-        from wirt.image.formats.qcow2.resize import preallocate
+        from wirt.image.formats.qcow2.resize import preallocate, preallocate_behind
 
+        act = preallocate_behind if self.info().backing_name else preallocate
         with self.bulk_write(), self.writing() as writer:
-            preallocate(writer, 0, self.virtual_size, mode)
+            act(writer, 0, self.virtual_size, mode)
 
     def amend(self, options: Mapping[str, str]) -> None:
         """Change options as ``qemu-img amend -o``; the size by ``resize``."""

@@ -154,12 +154,17 @@ def _drop_table(writer: Writer, index: int) -> None:
 
 
 def preallocate(writer: Writer, start: int, end: int, mode: str) -> None:
-    """Allocate clusters for a range that reads as zeros: ``metadata``, ``falloc`` or ``full``."""
+    """Allocate clusters for a range that reads as zeros: ``metadata``, ``falloc`` or ``full``.
+
+    The last one whole, also where the disk ends in it.
+    """
     volume, size = writer.volume, writer.volume.header.cluster_size
     whole = -(-start // size) * size
     if mode in {"falloc", "full"} and start < whole:
         writer.write(start, bytes(min(whole, end) - start))
     start = whole
+    if not volume.header.has_data_file:
+        end = -(-end // size) * size
     for _, host, length in writer.allocate(start, end - start):
         if mode == "full":
             for offset in range(host, host + length, 1 << 20):
@@ -169,6 +174,18 @@ def preallocate(writer: Writer, start: int, end: int, mode: str) -> None:
     if writer.encipher is not None:
         # Whatever lies there would be deciphered: let it read as zeros.
         write_zeroes(writer, start, end - start, end, unmap=False)
+
+
+def preallocate_behind(writer: Writer, start: int, end: int, mode: str) -> None:
+    """The same for a range that shows a backing image: each cluster has its place, but its
+    subclusters are not allocated until they are written.
+    """
+    preallocate(writer, start, end, mode)
+    for offset in range(start, end, writer.volume.header.cluster_size):
+        table, slot = writer.table_for(offset), writer.slot_of(offset)
+        table.words[slot + 1] = 0
+        table.touch(slot + 1, slot + 2)
+        writer.volume.relieve()
 
 
 def _reserve_space(volume: Volume, host: int, length: int) -> None:
