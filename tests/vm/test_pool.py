@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,23 @@ def filled(guest_cli):
     raise AssertionError(row)
 
 
+def settled(fingerprint):
+    """Return when nobody is about to fill the pool up."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if not any({b"--refill", fingerprint.encode()} <= line for line in command_lines()):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the pool is being filled for ever")
+
+
+def command_lines():
+    """Yield the words of every process; one may end at any moment."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield set(path.read_bytes().split(b"\0"))
+
+
 def test_a_run_takes_a_machine_that_waits_and_the_pool_is_filled_up(guest_cli, guest_context):
     home = guest_context.home
     row = pool(guest_cli, "debian:12", "--size", "2", "--timeout", "15m")
@@ -62,9 +81,11 @@ def test_a_run_takes_a_machine_that_waits_and_the_pool_is_filled_up(guest_cli, g
             for column in range(3):  # random numbers, host names, machine-ids
                 assert len({one[column] for one in said}) == 4
             assert machine_names(home) == []
+            settled(fingerprint)
         assert pool(guest_cli)[0]["ready"] == 0
         assert guest_cli("run", "debian:12", "--", "true").returncode == 0
         filled(guest_cli)
+        settled(fingerprint)
 
         lost = machine_names(home)[0]
         remove(guest_context, lost, force=True)

@@ -16,7 +16,7 @@ from wirt.vm.description import load_spec
 from wirt.vm.execute import Order, execute
 from wirt.vm.wait import wait_for_guest
 
-_SECONDS = 120.0
+_SECONDS = 300.0
 _PROGRAM = """\
 set -e
 command -v perl >/dev/null || { echo "the guest has no perl" >&2; exit 1; }
