@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -13,7 +15,7 @@ from wirt.errors import Busy, HostError, NotFound, UsageError
 from wirt.qemu.block import is_read_only
 from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
-from wirt.spec.nic import Forward, Nic, User
+from wirt.spec.nic import Backend, Dgram, Forward, Nic, Stream, User
 from wirt.store.layout import VmPaths
 from wirt.units import format_size
 
@@ -91,11 +93,44 @@ def with_free_ports(machine: Machine) -> Machine:
 
 def nic_with_ports(nic: Nic) -> Nic:
     """Do so for one card."""
+    _require_free_address(nic.backend)
     if not isinstance(nic.backend, User) or not nic.backend.forwards:
         return nic
     forwards = tuple(_with_port(forward) for forward in nic.backend.forwards)
     backend = msgspec.structs.replace(nic.backend, forwards=forwards)
     return msgspec.structs.replace(nic, backend=backend)
+
+
+def _require_free_address(backend: Backend) -> None:
+    """Raise Busy for an address that another program has.
+
+    QEMU itself binds those of ``stream`` and ``dgram`` late, and goes on without a wire.
+    """
+    if isinstance(backend, Stream) and backend.server and backend.address:
+        address, kind = backend.address, socket.SOCK_STREAM
+    elif isinstance(backend, Dgram) and backend.local and not _is_group(backend.remote):
+        address, kind = backend.local, socket.SOCK_DGRAM
+    else:
+        return
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
+        try:
+            probe.bind((host, int(port or 0)))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Busy(
+                    f"{address} is taken by another program",
+                    hint=f"see which: ss -anp | grep {port}; or choose another",
+                ) from error
+            raise UsageError(f"{address} cannot be used: {error.strerror}") from error
+
+
+def _is_group(address: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_multicast
+    return False
 
 
 def _with_port(forward: Forward) -> Forward:

@@ -111,6 +111,28 @@ def test_an_address_that_is_taken_is_told_of_the_card_that_wants_it(net, wirt):
         assert not run_lock_is_held(net.context.home.vm("one").run_lock)
 
 
+@pytest.mark.parametrize(
+    ("kind", "card"),
+    [
+        (socket.SOCK_STREAM, "stream,server=true,address={}"),
+        (socket.SOCK_DGRAM, "dgram,remote=127.0.0.1:9,local={}"),
+    ],
+    ids=["stream", "dgram"],
+)
+def test_an_address_that_qemu_would_only_bind_later_is_looked_at_first(kind, card, net, wirt):
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        net.machine("one")
+        assert wirt("nic", "add", "one", card.format(address))[0] == 0
+        code, said = wirt("start", "one")
+        assert (code, f"{address} is taken" in said) == (6, True), said
+        assert not run_lock_is_held(net.context.home.vm("one").run_lock)
+    assert wirt("start", "one")[0] == 0
+
+
 def test_names_that_could_be_commands_or_options_are_refused(net, wirt):
     for words in (
         ("switch", "create", "a,b"),
