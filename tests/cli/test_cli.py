@@ -109,6 +109,20 @@ def test_wrong_values_are_named(words, tmp_path):
     assert not (tmp_path / "vms" / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--no-net", "-p", "8080:80"),
+        ("--no-net", "--set", 'nics=[{model="e1000"}]'),
+        ("-p", "8080:80", "--set", 'nics=[{model="e1000"}]'),
+    ],
+)
+def test_cards_are_said_in_one_way(words, tmp_path):
+    done = wirt("create", "a", *words, home=tmp_path)
+    assert done.returncode == UsageError.exit_code
+    assert "say which cards there are" in done.stderr
+
+
 def test_names_of_guests_do_nothing_to_a_terminal():
     from wirt.cli.output import printable
 

@@ -118,6 +118,10 @@ def settings_tree(args: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {assignment!r}: KEY=VALUE is expected")
         assign(tree, key.strip(), value)
+    said = {"--set nics": "nics" in tree, "--no-net": args.no_net, "-p": bool(args.forwards)}
+    if sum(said.values()) > 1:
+        ways = " and ".join(way for way, used in said.items() if used)
+        raise UsageError(f"{ways} all say which cards there are", hint="say it in one way")
     if args.no_net:
         tree["nics"] = []
     if args.forwards:
