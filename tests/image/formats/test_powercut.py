@@ -39,7 +39,7 @@ WITH_PARENT = ["vdi", "vpc", "vhdx", "qed", "qcow", "vmdk"]
 def _small_blocks(monkeypatch):
     # Small enough for disks to outgrow their tables.
     monkeypatch.setattr(vdi, "_MIB", 512)
-    monkeypatch.setattr(parallels, "_CLUSTER", 1)
+    monkeypatch.setattr(parallels, "_cluster_sectors", lambda _: 1)
     monkeypatch.setattr(vpc_format, "BLOCK", 32768)
     monkeypatch.setattr(vmdk_create, "_GRAIN", 2)
     monkeypatch.setattr(vmdk_create, "_TABLE_ENTRIES", 128)

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 NGINX = """
 daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log;
@@ -154,7 +154,8 @@ def wait_until(true, seconds=20):
 def end(process):
     """Kill the server and the children it has for connections."""
     for child in children(process.pid):
-        os.kill(child, 9)
+        with suppress(ProcessLookupError):  # its connection may end just now
+            os.kill(child, 9)
     process.kill()
     process.wait()
 

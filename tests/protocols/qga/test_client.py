@@ -21,13 +21,22 @@ def agent(tmp_path: Path, find_program: Callable[[str], str]) -> Iterator[AgentC
     process = subprocess.Popen([*command, "-t", str(tmp_path)], stdout=subprocess.DEVNULL)
     try:
         give_up = time.monotonic() + 20
-        while not path.exists() and time.monotonic() < give_up:
-            time.sleep(0.01)
-        with AgentClient.connect(path, timeout=20) as client:
+        with _connected(path, give_up) as client:
             yield client
     finally:
         process.kill()
         process.wait()
+
+
+def _connected(path: Path, give_up: float) -> AgentClient:
+    """Connect when it listens: its socket has a name a moment before."""
+    while True:
+        try:
+            return AgentClient.connect(path, timeout=20)
+        except PeerClosed:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 @pytest.mark.needs_tool("qemu-ga")
