@@ -131,6 +131,8 @@ def test_an_address_that_qemu_would_only_bind_later_is_looked_at_first(kind, car
         assert (code, f"{address} is taken" in said) == (6, True), said
         assert not run_lock_is_held(net.context.home.vm("one").run_lock)
     assert wirt("start", "one")[0] == 0
+    code, said = wirt("nic", "plug", "one", "nic0")  # its own address is in nobody's way
+    assert code == 0, said
 
 
 def test_names_that_could_be_commands_or_options_are_refused(net, wirt):

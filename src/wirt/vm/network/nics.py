@@ -266,12 +266,14 @@ def replug(context: Context, name: str, card: str) -> None:
 def _plug_live(context: Context, paths: VmPaths, wire: Wire, backend: Backend) -> Wire:
     if wire.hub is None:
         return _move_tap(context, paths, wire, backend)
-    nic = nic_with_ports(msgspec.structs.replace(wire.nic, backend=backend))
+    nic = msgspec.structs.replace(wire.nic, backend=backend)
+    same = type(backend) is type(wire.nic.backend) and backend == wire.nic.backend
+    if not same:  # the card itself has its ports now
+        nic = nic_with_ports(nic)
     card = wire_id(wire)
     record = state.require_running(paths).record
     with connect(paths, record) as qmp:
         _ensure_idle_port(qmp, wire)
-        same = type(backend) is type(wire.nic.backend) and nic.backend == wire.nic.backend
         if same or not isinstance(backend, Switch | Tap | Network):
             _unplug(context, paths, qmp, wire)  # ports and paths must be free again
         with _made(context, paths.name, nic, wire.index, through_hub=True) as uplink:
