@@ -34,7 +34,8 @@ MIRROR = [
     *("-name", "Debs mirror system"),
 ]
 
-pytestmark = pytest.mark.needs_qemu
+# One after the other: two lines that start at one moment may choose the same VNC display.
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.xdist_group("kvm")]
 
 
 @pytest.fixture
