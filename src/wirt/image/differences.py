@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from wirt.image.base import Budget, Extent, Image
 from wirt.image.compare import reads_zero, same_place, side_by_side
 from wirt.image.expansion import refuse_expansion
+from wirt.image.layers import layers
 from wirt.image.pipeline import cut
 from wirt.image.progress import Progress, silent
 
@@ -75,17 +76,15 @@ def _compared(here: Image | None, there: Image | None, start: int, end: int) -> 
 
 def common_layer(first: Image, second: Image) -> tuple[int, int] | None:
     """Return how deep below each disk the nearest image lies that both stand on."""
-    depths = {identity: depth for depth, identity in enumerate(_layers(second)) if identity}
-    for depth, identity in enumerate(_layers(first)):
+    depths = {identity: depth for depth, identity in enumerate(_files(second)) if identity}
+    for depth, identity in enumerate(_files(first)):
         if identity in depths:
             return depth, depths[identity]
     return None
 
 
-def _layers(image: Image) -> Iterator[tuple[int, int] | None]:
-    layer: Image | None = image
-    while layer is not None:
+def _files(image: Image) -> Iterator[tuple[int, int] | None]:
+    for layer in layers(image):
         descriptor = layer.storage.fileno()
         info = os.fstat(descriptor) if descriptor is not None else None
         yield (info.st_dev, info.st_ino) if info else None
-        layer = layer.backing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from wirt.errors import ImageAccessDenied, UnsupportedImage, UsageError
@@ -74,3 +75,11 @@ def open_backing(
         writable=writable,
         with_backing=with_backing,
     )
+
+
+def layers(image: Image) -> Iterator[Image]:
+    """Yield an image and all that it stands on."""
+    layer: Image | None = image
+    while layer is not None:
+        yield layer
+        layer = layer.backing

@@ -223,13 +223,17 @@ def _compare(first: _Side, second: _Side, *, files: bool, progress: Progress) ->
 def _disk(
     first: _Side, second: _Side, index: int, *, files: bool, progress: Progress
 ) -> DiskDifference | None:
-    for side, other, where in ((first, second, "first"), (second, first, "second")):
+    ways: tuple[tuple[_Side, _Side, Literal["first", "second"]], ...] = (
+        (first, second, "first"),
+        (second, first, "second"),
+    )
+    for side, other, where in ways:
         if index not in other.images:
             name = disk_id(side.machine.disks[index], index)
             with side.open(index) as image:
                 size = image.virtual_size
             sizes = (size, 0) if where == "first" else (0, size)
-            return DiskDifference(name, sizes, size, only_in=where)  # type: ignore[arg-type]
+            return DiskDifference(name, sizes, size, only_in=where)
     name = disk_id(first.machine.disks[index], index)
     with _both(first, second, index) as (one, other_disk):
         if one is other_disk:

@@ -22,8 +22,9 @@ import msgspec
 from wirt.errors import NoSpace, QemuError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.image.base import Image
-from wirt.image.collapse import collapse, layers, needed_space
+from wirt.image.collapse import collapse, needed_space
 from wirt.image.formats.qcow2.image import Qcow2Image
+from wirt.image.layers import layers
 from wirt.image.open import open_image
 from wirt.image.progress import Progress, silent
 from wirt.qemu.block import disk_id, is_discarding, is_read_only

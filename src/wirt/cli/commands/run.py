@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _get_ready() -> None:
     """Import what runs the command while the machine starts."""
-    from wirt.cli import terminal as _terminal  # noqa: F401
+    from wirt.cli import terminal as _terminal  # noqa: F401 - only its import counts
 
 
 def _run_in_guest(context: Context, name: str, args: argparse.Namespace) -> int:
