@@ -80,6 +80,14 @@ def kill_at(context, point, *words):
     return done.returncode, done.stderr.decode()
 
 
+def opened_by(pid):
+    """Return what a process has open; a running one closes files while we look."""
+    fds = f"/proc/{pid}/fd"
+    for fd in os.listdir(fds):
+        with contextlib.suppress(FileNotFoundError):
+            yield os.stat(os.path.join(fds, fd))
+
+
 def require_running(context, name="src"):
     """The machine runs, in one QEMU, on an image of its own that is sound."""
     paths = context.home.vm(name)
@@ -87,10 +95,8 @@ def require_running(context, name="src"):
     assert found.status == "running", found
     assert found.record.handover is None
     assert [p.pid for p in processes_with(paths.run_lock)] == [found.record.run.pid]
-    fds = f"/proc/{found.record.run.pid}/fd"
     image = os.path.join(paths.disks, "disk0.qcow2")
-    opened = [os.stat(os.path.join(fds, fd)) for fd in os.listdir(fds)]
-    assert any(os.path.samestat(os.stat(image), one) for one in opened)
+    assert any(os.path.samestat(os.stat(image), one) for one in opened_by(found.record.run.pid))
     for known in states.states(context.home):
         for disk in known.manifest.disks:
             assert not os.path.samefile(image, os.path.join(known.paths.root, disk.file))
