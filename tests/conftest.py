@@ -119,7 +119,7 @@ def guest_image_13():
 def guests():
     """Make the modules of tests/guests importable by name: ``diskimage`` and its like."""
     directory = Path(__file__).parent / "guests"
-    for name in ("diskimage", "emulator", "rescue", "tiny", "tpm2"):
+    for name in ("diskimage", "emulator", "hostpython", "rescue", "tiny", "tpm2"):
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, directory / f"{name}.py")
             sys.modules[name] = importlib.util.module_from_spec(spec)

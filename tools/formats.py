@@ -56,7 +56,9 @@ Every format reads and, where marked, does the rest; a subformat may do less:
   `wirt[crypto]`.
 - **qcow**: encrypted disks can be read only.
 - **host_device**, **host_cdrom**, **host_floppy**: drives of this host, as raw disks that say what
-  their sectors are. For writing they are opened alone: not while they are mounted.
+  their sectors are. For writing they are opened alone: not while they are mounted. A drive
+  without a medium is an error of its own, and a disc is locked in while it is read: see
+  [CDs and floppies](../how-to/discs.md). A disc that is no image has the format host_cdrom.
 - **bochs**: growing, sparse and, over a base disk, undoable and volatile ones. A redolog names no
   base: it is found by its own name, without `.redolog`. **bochs-concat**: flat files that are
   counted up (`c.img1`, `c.img2` …); it is never guessed, say `--format bochs-concat`.

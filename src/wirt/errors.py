@@ -171,6 +171,17 @@ class ImageIoError(ImageError):
     """The operating system could not read or write the file."""
 
 
+class NoMedium(ImageError):
+    """A drive of the host has no medium in it; ``tray`` is what a CD drive says of that."""
+
+    exit_code = 29
+    kind = "no-medium"
+
+    def __init__(self, message: str, *, path: str, hint: str, tray: str = "") -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.tray = tray
+
+
 class NotThisFormat(ImageError):
     """The bytes are not of the format they were opened as, or of none we know."""
 

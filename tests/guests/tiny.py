@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from wirt.catalog.image import StoredImage
@@ -46,6 +47,21 @@ for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done
 
 def build_initrd(image: StoredImage, path: Path) -> None:
     """Write the initrd: the image's own, with another init and network drivers on top."""
+    archive = Cpio()
+    archive.file("init", INIT.encode(), mode=0o755)
+    archive.directory("m")
+    archive.file("dhcp", DHCP.encode(), mode=0o755)
+    modules = modules_of(image, WANTED)
+    for name, content in modules.items():
+        archive.file(f"m/{name}", content)
+    archive.file("m/order", "".join(f"{name}\n" for name in modules).encode())
+    with path.open("wb") as file:
+        file.write(image.initrd.read_bytes())
+        file.write(archive.finish())
+
+
+def modules_of(image: StoredImage, wanted: Iterable[str]) -> dict[str, bytes]:
+    """Return the files of modules of the image's kernel, each behind those that it needs."""
     disk = str(image.disk)
     version = _debugfs(disk, f"ls -p {MODULES}").decode().split("/6.", 1)[1].split("/")[0]
     base = f"{MODULES}/6.{version}"
@@ -53,21 +69,8 @@ def build_initrd(image: StoredImage, path: Path) -> None:
         line.split(":", 1)
         for line in _debugfs(disk, f"cat {base}/modules.dep").decode().splitlines()
     )
-    archive = Cpio()
-    archive.file("init", INIT.encode(), mode=0o755)
-    archive.directory("m")
-    archive.file("dhcp", DHCP.encode(), mode=0o755)
-    order: list[str] = []
-    for name in WANTED:
-        for module in _with_needs(name, table):
-            if module not in order:
-                order.append(module)
-    for module in order:
-        archive.file(f"m/{Path(module).name}", _debugfs(disk, f"cat {base}/{module}"))
-    archive.file("m/order", "".join(f"{Path(m).name}\n" for m in order).encode())
-    with path.open("wb") as file:
-        file.write(image.initrd.read_bytes())
-        file.write(archive.finish())
+    paths = dict.fromkeys(path for name in wanted for path in _with_needs(name, table))
+    return {Path(path).name: _debugfs(disk, f"cat {base}/{path}") for path in paths}
 
 
 def _with_needs(name: str, table: dict[str, str]) -> list[str]:

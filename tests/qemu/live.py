@@ -189,6 +189,7 @@ def _with_facts(machine: Machine, runtime: Runtime, base: Path, root: Path) -> I
             paused=True,
             fd_paths=fds,
             host_devices=(),
+            cd_drives=(),
             overlays=overlays,
             memory_file=memory,
         )

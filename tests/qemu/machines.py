@@ -33,7 +33,7 @@ FACTS: dict[str, dict[str, Any]] = {
         "overlays": {0: "/vm/disks/discarded0.qcow2", 1: "/vm/disks/discarded1.qcow2"},
     },
     "given-sockets": {"socket_fds": {"qmp": 10, "serial0": 11, "org.wirt.guest.0": 12}},
-    "host-devices": {"host_devices": {"link-to-device"}},
+    "host-devices": {"host_devices": {"link-to-device"}, "cd_drives": {"drives/dvd"}},
     "kvm": {"accelerator": "kvm"},
     "tpm-given": {"tpm_fd": 13},
     "fork-child": {

@@ -28,6 +28,8 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("ls", "list machines"),
             ("show", "show one machine: settings, state, what confines it, QEMU's line"),
             ("set", "change settings of a machine"),
+            ("insert", "put a disc or floppy image into a machine's drive, also while it runs"),
+            ("eject", "empty a CD or floppy drive of a machine, also while it runs"),
             ("edit", "edit a machine's description in your editor"),
             ("rename", "give a machine another name"),
             ("wait", "wait until a guest answers, or a machine has stopped"),
@@ -152,6 +154,7 @@ FAMILIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("measure", "tell how large a file an image would need"),
         ("bench", "time requests on an image"),
         ("serve", "serve images of any format as live disks, over NBD"),
+        ("eject", "open or close a CD drive of this host"),
     ),
 }
 """Verbs of two words, by their first; the family itself stands in ``GROUPS``."""

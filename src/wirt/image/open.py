@@ -18,6 +18,7 @@ from wirt.image.formats.qcow2.image import Qcow2Image
 from wirt.image.locks import FORCED_READER, READER, WRITER, lock
 from wirt.image.probe import image_file, probe_storage
 from wirt.image.registry import find_format, named_format
+from wirt.image.storage.drive import is_cd_drive
 from wirt.image.storage.file import FileStorage, image_error
 from wirt.image.storage.schemes import find_scheme
 
@@ -86,7 +87,7 @@ def _open_in(
     options = chain.options if depth == 0 else replace(chain.options, writable=False)
     try:
         _refuse_loop(storage, chain)
-        name = format_name or probe_storage(storage)
+        name = format_name or _probe(storage)
         related = _Beside(path, chain, depth)
         image = find_format(name).open(storage, replace(options, related=related))
     except ImageError as error:
@@ -102,6 +103,13 @@ def _open_in(
         image.close()
         raise
     return image
+
+
+def _probe(storage: Storage) -> str:
+    """Return the format of the bytes; for a disc that is no image, that of its drive."""
+    name, fd = probe_storage(storage), storage.fileno()
+    in_drive = name == "raw" and fd is not None and is_cd_drive(fd)
+    return "host_cdrom" if in_drive else name
 
 
 class _Beside(Related):

@@ -29,6 +29,7 @@ FORMATS = (
 )  # fmt: skip
 """Formats that QEMU opens, by its names."""
 
+_CD_DRIVES = ("/dev/cdrom", "/dev/sr", "/dev/scd", "/dev/dvd")
 _HIGHEST_LIMIT = 10**15
 _DIRECT = {"none", "directsync"}
 _RECONNECT_SECONDS = 15
@@ -128,7 +129,7 @@ def _image_nodes(
     if served is not None and not served.below:
         return _served_pair(disk, stem, served, read_only=read_only)
     name = image_name(disk, index, runtime)
-    driver = "host_device" if _is_device(disk, name, runtime) else "file"
+    driver = _file_driver(disk, name, runtime)
     nodes = _pair(disk, stem, driver, name, disk.format, read_only=read_only)
     if served is None:
         return nodes
@@ -190,6 +191,14 @@ def _overlay(index: int, runtime: Runtime) -> str:
     if index not in runtime.overlays:
         raise SpecError("cannot be had here", key=f"disks[{index}].discard_writes")
     return runtime.overlays[index]
+
+
+def _file_driver(disk: Disk, name: str, runtime: Runtime) -> str:
+    """Return QEMU's driver for the image; a guest moves tray and door of the host's CD drive."""
+    named = os.path.normpath(disk.image).startswith(_CD_DRIVES)
+    if disk.media == "cdrom" and (named or disk.image in runtime.cd_drives):
+        return "host_cdrom"
+    return "host_device" if _is_device(disk, name, runtime) else "file"
 
 
 def _is_device(disk: Disk, name: str, runtime: Runtime) -> bool:

@@ -31,8 +31,9 @@ class Runtime:
     (``qmp``, ``serial0``, the name of a channel, ``vnc0`` …). ``fd_paths`` maps the image
     path of a disk, as the spec has it, to a descriptor that QEMU inherits instead of opening
     the path; ``host_devices`` are those image paths that are devices of the host, where the
-    path does not show it. ``overlays`` maps the index of a disk whose writes are discarded
-    to an empty qcow2 image of the same virtual size, which the caller makes for each start.
+    path does not show it, and ``cd_drives`` those that are CD drives. ``overlays``
+    maps the index of a disk whose writes are discarded to an empty qcow2 image of the same
+    virtual size, which the caller makes for each start.
     ``served`` maps the index of a disk to the image of it that QEMU does not open by itself.
     ``uplinks`` maps the id of a netdev (``nic0-net``) to the backend that the host has made
     for it: a TAP as descriptor, the path of a switch.
@@ -51,6 +52,7 @@ class Runtime:
     uefi_variables: str = ""
     fd_paths: Mapping[str, int] = field(default_factory=dict)
     host_devices: Collection[str] = ()
+    cd_drives: Collection[str] = ()
     overlays: Mapping[int, str] = field(default_factory=dict)
     served: Mapping[int, Served] = field(default_factory=dict)
     uplinks: Mapping[str, QapiObject] = field(default_factory=dict)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import socket
-import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from wirt.host.process import find_program
 from wirt.host.qemu_binary import find_qemu
 from wirt.host.qemu_probe import MODULE_DIRECTORIES, probe
 from wirt.image.probe import probe_file
+from wirt.image.storage.drive import is_block_device, names_cd_drive
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.legacy.facts import Facts, format_by_name
 from wirt.qemu.legacy.translate import Translation, todays_line, translate
@@ -150,7 +150,8 @@ def explaining(machine: Machine) -> Runtime:
         accelerator="tcg",
         directory="",
         socket=lambda name: f"{name}.sock",
-        host_devices=_devices(machine),
+        host_devices=_matching(machine, is_block_device),
+        cd_drives=_matching(machine, names_cd_drive),
         overlays=overlays,
         firmware_code="OVMF_CODE.fd",
         uefi_variables="OVMF_VARS.fd",
@@ -169,15 +170,8 @@ def running(machine: Machine, overlays: dict[int, int]) -> Runtime:
     return replace(explaining(machine), overlays=paths)
 
 
-def _devices(machine: Machine) -> frozenset[str]:
-    return frozenset(disk.image for disk in machine.disks if _is_device(disk.image))
-
-
-def _is_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False
+def _matching(machine: Machine, fits: Callable[[str], bool]) -> frozenset[str]:
+    return frozenset(disk.image for disk in machine.disks if fits(disk.image))
 
 
 def make_overlays(machine: Machine) -> dict[int, int]:

@@ -125,7 +125,9 @@ def descriptors_needed(
             continue
         flags = os.O_RDONLY if read_only else os.O_RDWR
         try:
-            opened[disk.image] = (os.open(path, flags | os.O_CLOEXEC), read_only)
+            # A CD drive that is opened so may be empty, and its guest may open it.
+            fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+            opened[disk.image] = (fd, read_only)
         except OSError as error:
             close_all(opened)
             raise host_error(error, path) from error

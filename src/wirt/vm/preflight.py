@@ -7,11 +7,11 @@ import errno
 import ipaddress
 import os
 import socket
-import stat
 
 import msgspec
 
 from wirt.errors import Busy, HostError, NotFound, UsageError
+from wirt.image.storage.drive import is_block_device, names_cd_drive
 from wirt.qemu.block import is_read_only
 from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
@@ -74,15 +74,19 @@ def check_images(paths: VmPaths, machine: Machine) -> None:
 def host_devices(paths: VmPaths, machine: Machine) -> frozenset[str]:
     """Return the images that are block devices of the host, as the machine names them."""
     return frozenset(
-        disk.image for disk in machine.disks if disk.image and _is_device(image_path(paths, disk))
+        disk.image
+        for disk in machine.disks
+        if disk.image and is_block_device(image_path(paths, disk))
     )
 
 
-def _is_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False  # missing: said elsewhere
+def cd_drives(paths: VmPaths, machine: Machine) -> frozenset[str]:
+    """Return those of them that are CD drives, which a guest can open and lock."""
+    return frozenset(
+        disk.image
+        for disk in machine.disks
+        if disk.media == "cdrom" and disk.image and names_cd_drive(image_path(paths, disk))
+    )
 
 
 def with_free_ports(machine: Machine) -> Machine:

@@ -262,6 +262,7 @@ def runtime_of(paths: VmPaths, machine: Machine, accelerator: Accelerator) -> Ru
         firmware_code=files.code if files else "",
         uefi_variables=variables,
         host_devices=preflight.host_devices(paths, machine),
+        cd_drives=preflight.cd_drives(paths, machine),
         served=sockets(paths, machine, find_served(paths, machine)),
         overlays=discard.overlay_paths(paths, machine),
         paused=True,

@@ -22,6 +22,7 @@ from wirt.vm.forking.fork import fork, names_for
 from wirt.vm.forking.spawn import Wish as Spawn
 from wirt.vm.keep import Kept, keep
 from wirt.vm.listing import list_machines
+from wirt.vm.medium import Changed, eject, insert
 from wirt.vm.remove import remove, rename
 from wirt.vm.restore import Restored, restore, undo
 from wirt.vm.screen import screenshot
@@ -241,6 +242,22 @@ class Vm:
         """
         name = f"{self.name}:{snapshot}" if snapshot else self.name
         return keep(self.context, name, alone=alone)
+
+    def insert(
+        self, image: str, *, drive: str = "", image_format: str = "", force: bool = False
+    ) -> Changed:
+        """Put an image into a CD or floppy drive, in place of what is in it; also while it runs.
+
+        ``drive`` may be left out where it is clear. ``force`` takes a disc from a guest that
+        has mounted it. Raises NotFound, UsageError, ImageError, WrongState, QemuError.
+        """
+        return insert(
+            self.context, self.name, image, drive=drive, image_format=image_format, force=force
+        )
+
+    def eject(self, *, drive: str = "", force: bool = False) -> Changed:
+        """Empty a drive. Raises NotFound, UsageError, WrongState, QemuError."""
+        return eject(self.context, self.name, drive=drive, force=force)
 
     def rename(self, new: str) -> Vm:
         """Give a machine that is down another name."""

@@ -7,9 +7,12 @@ import subprocess
 import pytest
 
 from tests.image.formats.support import MIB, opened, read_all
-from wirt.errors import ImageInUse, ImageIoError, NotThisFormat, UnsupportedImage
+from wirt.cli.main import main
+from wirt.errors import ImageInUse, ImageIoError, NoMedium, NotThisFormat, UnsupportedImage
+from wirt.image import eject as ejecting
 from wirt.image.convert import ConvertSettings, convert
-from wirt.image.formats import host_cdrom
+from wirt.image.eject import close_tray, eject
+from wirt.image.storage import drive
 
 
 @pytest.fixture
@@ -47,8 +50,7 @@ def test_a_device_is_read_written_and_zeroed(loop):
             model[at : at + length] = bytes(length)
         image.flush()
         assert read_all(image) == model
-        with pytest.raises(UnsupportedImage, match="size"):
-            image.resize(MIB)
+    assert main(["img", "resize", "--format", "host_device", device, "1M"]) == 22
     assert file.read_bytes() == model
 
 
@@ -116,7 +118,89 @@ def test_a_file_is_no_device(tmp_path, name):
         opened(tmp_path / "file", name)
 
 
-def test_a_disc_that_is_not_there_is_said(monkeypatch):
-    monkeypatch.setattr(host_cdrom.fcntl, "ioctl", lambda *_: 2)
-    with pytest.raises(ImageIoError, match="tray is open"):
-        host_cdrom.FORMAT.check(0)
+@pytest.mark.needs_root
+def test_what_cannot_be_ejected_is_said(loop, tmp_path):
+    with pytest.raises(UnsupportedImage, match="cannot eject"):
+        eject(loop[0])
+    with pytest.raises(UnsupportedImage, match="close its tray"):
+        close_tray(loop[0])
+    (tmp_path / "file").write_bytes(bytes(MIB))
+    with pytest.raises(NotThisFormat, match="no drive"):
+        eject(str(tmp_path / "file"))
+    with pytest.raises(ImageIoError, match="No such file"):
+        eject("/dev/sr99")
+    with opened(loop[0], "host_device"), pytest.raises(ImageInUse):
+        eject(loop[0])
+
+
+class CdDrive:
+    """The answers of a drive to ioctls, and what it was asked."""
+
+    def __init__(self, statuses, disc=101, able=7):
+        self._statuses = list(statuses)
+        self._answers = {drive._DISC_STATUS: disc, ejecting._CAPABILITY: able}
+        self.asked = []
+
+    def __call__(self, _fd, request, _argument=0):
+        self.asked.append(request)
+        if request == drive._DRIVE_STATUS:
+            return self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]
+        return self._answers.get(request, 0)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    def install(*statuses, **options):
+        made = CdDrive(statuses, **options)
+        monkeypatch.setattr(drive.fcntl, "ioctl", made)
+        return made
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("status", "disc", "tray", "inside"),
+    [
+        (2, 101, "open", "none"),
+        (1, 101, "closed", "none"),
+        (4, 100, "closed", "audio"),
+        (4, 101, "closed", "data"),
+        (4, 105, "closed", "audio and data"),
+        (4, 0, "closed", ""),
+        (0, 0, "closed", ""),
+    ],
+)
+def test_a_cd_drive_says_what_is_in_it(answers, status, disc, tray, inside):
+    answers(status, disc=disc)
+    assert drive.cd_state(0) == drive.CdState(tray, inside)
+
+
+def test_a_disc_that_was_just_put_in_is_waited_for(answers, monkeypatch):
+    monkeypatch.setattr(drive, "_POLL_SECONDS", 0)
+    asked = answers(3, 3, 4).asked
+    assert drive.cd_state(0) == drive.CdState("closed", "data")
+    assert asked.count(drive._DRIVE_STATUS) == 3
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize(
+    ("status", "words", "cure"),
+    [(1, "no disc", "eject"), (2, "tray of the drive is open", "--close"), (3, "ready", "clean")],
+)
+def test_a_disc_that_is_not_there_is_said(loop, answers, monkeypatch, status, words, cure):
+    monkeypatch.setattr(drive, "_READY_SECONDS", 0)
+    answers(status)
+    with pytest.raises(NoMedium, match=words) as raised:
+        opened(loop[0])
+    assert cure in raised.value.hint
+    assert raised.value.path == loop[0]
+
+
+@pytest.mark.needs_root
+def test_a_door_is_unlocked_before_it_opens(loop, answers):
+    asked = answers(2).asked
+    assert eject(loop[0]) == drive.CdState("open", "none")
+    assert asked[:2] == [ejecting._LOCK_DOOR, ejecting._EJECT]
+    answers(4, able=2)
+    with pytest.raises(UnsupportedImage, match="cannot close"):
+        close_tray(loop[0])

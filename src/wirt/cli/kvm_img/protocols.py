@@ -8,7 +8,6 @@ never because an image does.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from wirt.cli.kvm_img.naming import protocol_of
 from wirt.errors import ImageAccessDenied, ImageError, ImageInUse, WirtError
 from wirt.image.base import Storage
 from wirt.image.open import open_file
+from wirt.image.storage.drive import is_block_device
 from wirt.image.storage.schemes import SCHEMES, find_scheme
 
 _FILE_OPTIONS = frozenset(
@@ -52,17 +52,10 @@ def protocol_name(name: str) -> str:
     """Return the protocol of a file name; plain names mean ``file``. Raises Failure."""
     given = protocol_of(name)
     if not given:
-        return "host_device" if _is_device(name) else "file"
+        return "host_device" if is_block_device(name) else "file"
     if given not in PROTOCOLS:
         raise Failure(f"Unknown protocol '{given}'")
     return given
-
-
-def _is_device(name: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(name).st_mode)
-    except OSError:
-        return False
 
 
 def local_path(name: str) -> str:
@@ -91,7 +84,7 @@ def _open_file(options: Mapping[str, Any], access: Access) -> Storage:
 
 
 def _unopened(path: str, error: ImageError) -> Failure:
-    if os.path.exists(path) and not os.path.isfile(path) and not _is_device(path):
+    if os.path.exists(path) and not os.path.isfile(path) and not is_block_device(path):
         return Failure(f"'file' driver requires '{path}' to be a regular file")
     return Failure(f"Could not open '{path}': {error.message}")
 

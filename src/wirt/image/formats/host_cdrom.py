@@ -1,32 +1,36 @@
-"""host_cdrom: a CD or DVD drive of the host, with a disc in it."""
+"""host_cdrom: a CD or DVD drive of the host, with a disc in it.
+
+Its door is locked while the image is open (``wirt.image.storage.drive``).
+"""
 
 from __future__ import annotations
 
-import fcntl
+from collections.abc import Mapping
 
-from wirt.errors import ImageIoError, NotThisFormat
-from wirt.image.formats.host_device import HostDeviceFormat
+from wirt.errors import NotThisFormat
+from wirt.image.formats.host_device import HostDeviceFormat, HostDeviceImage
+from wirt.image.storage.drive import cd_state, is_cd_drive
 
-# Of <linux/cdrom.h>
-_DRIVE_STATUS = 0x5326
-_CURRENT_SLOT = 0x7FFFFFFF
-_PROBLEMS = {
-    1: "there is no disc in the drive",
-    2: "the tray is open",
-    3: "the drive is not ready",
-}
+
+class HostCdromImage(HostDeviceImage):
+    """A disc in a drive."""
+
+    format_name = "host_cdrom"
+
+    def _specific(self) -> Mapping[str, object]:
+        state = cd_state(self._fd)
+        told = {"tray": state.tray, "disc": state.disc or "unknown"} if state else {}
+        return {**told, **super()._specific()}
 
 
 class HostCdromFormat(HostDeviceFormat):
     name = "host_cdrom"
+    images = (HostCdromImage,)
+    image = HostCdromImage
 
     def check(self, fd: int) -> None:
-        try:
-            status = fcntl.ioctl(fd, _DRIVE_STATUS, _CURRENT_SLOT)
-        except OSError as error:
-            raise NotThisFormat("this is no CD drive") from error
-        if status in _PROBLEMS:
-            raise ImageIoError(_PROBLEMS[status], hint="insert a disc")
+        if not is_cd_drive(fd):
+            raise NotThisFormat("this is no CD drive", hint="--format host_device")
 
 
 FORMAT = HostCdromFormat()

@@ -10,11 +10,12 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from typing import ClassVar
 
-from wirt.errors import ImageAccessDenied, ImageIoError, NotThisFormat, UnsupportedImage
+from wirt.errors import ImageAccessDenied, ImageIoError, NotThisFormat
 from wirt.image.base import Format, ImageInfo, OpenOptions, Storage
-from wirt.image.formats.raw import RawImage
+from wirt.image.formats.raw import PlainImage
 
 # Of <linux/fs.h>
 _BLKROGET = 0x125E
@@ -23,33 +24,26 @@ _BLKPBSZGET = 0x127B
 _INT = struct.Struct("i")
 
 
-class HostDeviceImage(RawImage):
-    """A block device."""
+class HostDeviceImage(PlainImage):
+    """A block device: it has the size that it has."""
 
     format_name = "host_device"
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
-        self._name = name
         self._fd = _device(storage)
         self.sector_size = _number(self._fd, _BLKSSZGET)
 
     def info(self) -> ImageInfo:
-        return ImageInfo(
-            self._name,
-            self.virtual_size,
-            self.virtual_size,
-            specific={
-                "logical-sector-size": self.sector_size,
-                "physical-sector-size": _number(self._fd, _BLKPBSZGET),
-                "read-only": bool(_number(self._fd, _BLKROGET)),
-            },
-        )
+        size = self.virtual_size
+        return ImageInfo(self.format_name, size, size, specific=self._specific())
 
-    def resize(self, size: int, *, preallocation: str = "off") -> None:
-        raise UnsupportedImage(
-            "a device has the size that it has", hint="grow the partition or volume itself"
-        )
+    def _specific(self) -> Mapping[str, object]:
+        return {
+            "logical-sector-size": self.sector_size,
+            "physical-sector-size": _number(self._fd, _BLKPBSZGET),
+            "read-only": bool(_number(self._fd, _BLKROGET)),
+        }
 
 
 def _device(storage: Storage) -> int:
@@ -73,6 +67,7 @@ def _number(fd: int, request: int) -> int:
 class HostDeviceFormat(Format):
     name: ClassVar[str] = "host_device"
     images = (HostDeviceImage,)
+    image: ClassVar[type[HostDeviceImage]] = HostDeviceImage
 
     def probe(self, storage: Storage) -> bool:
         """Never claim a drive: what is on it may be of any format."""
@@ -83,10 +78,10 @@ class HostDeviceFormat(Format):
         if options.writable and _number(fd, _BLKROGET):
             raise ImageAccessDenied("the device is read-only")
         self.check(fd)
-        return HostDeviceImage(storage, self.name)
+        return self.image(storage)
 
     def check(self, fd: int) -> None:
-        """Refuse a drive of another kind, or without a medium."""
+        """Refuse a drive of another kind."""
 
 
 FORMAT = HostDeviceFormat()

@@ -1,21 +1,26 @@
-"""host_floppy: a floppy drive of the host."""
+"""host_floppy: a floppy drive of the host, with a disk in it."""
 
 from __future__ import annotations
 
-import os
-
 from wirt.errors import NotThisFormat
-from wirt.image.formats.host_device import HostDeviceFormat
+from wirt.image.formats.host_device import HostDeviceFormat, HostDeviceImage
+from wirt.image.storage.drive import is_floppy
 
-_MAJOR = 2  # of the kernel's floppy driver
+
+class HostFloppyImage(HostDeviceImage):
+    """A disk in a drive."""
+
+    format_name = "host_floppy"
 
 
 class HostFloppyFormat(HostDeviceFormat):
     name = "host_floppy"
+    images = (HostFloppyImage,)
+    image = HostFloppyImage
 
     def check(self, fd: int) -> None:
-        if os.major(os.fstat(fd).st_rdev) != _MAJOR:
-            raise NotThisFormat("this is no floppy drive")
+        if not is_floppy(fd):
+            raise NotThisFormat("this is no floppy drive", hint="--format host_device")
 
 
 FORMAT = HostFloppyFormat()

@@ -22,8 +22,8 @@ _BLOCK = 4096
 _ZEROES = bytes(1 << 20)
 
 
-class RawImage(DirectAllocator, Resizable):
-    """A file whose bytes are the disk's. A partial last sector is filled up with zeros."""
+class PlainImage(DirectAllocator):
+    """Bytes that are the disk's. A partial last sector is filled up with zeros."""
 
     format_name = "raw"
 
@@ -90,6 +90,10 @@ class RawImage(DirectAllocator, Resizable):
     def bulk_write(self) -> _Bulk:
         return _Bulk(self)
 
+
+class RawImage(PlainImage, Resizable):
+    """A file."""
+
     def resize(self, size: int, *, preallocation: str = "off") -> None:
         size = -(-size // _SECTOR) * _SECTOR
         old = self.virtual_size
@@ -102,7 +106,7 @@ class RawImage(DirectAllocator, Resizable):
 class _Bulk:
     """Nothing to order in a file without metadata: only the last flush counts."""
 
-    def __init__(self, image: RawImage) -> None:
+    def __init__(self, image: PlainImage) -> None:
         self._image = image
 
     def __enter__(self) -> None:

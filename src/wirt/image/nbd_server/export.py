@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from wirt.errors import NotFound, UnsupportedImage
 from wirt.image.base import ExtentKind, HasBitmaps, Image, WritableImage
 from wirt.image.extents import chain_extents
-from wirt.image.formats.raw import RawImage
+from wirt.image.formats.raw import PlainImage
 from wirt.image.nbd_server.access import Access
 from wirt.protocols.nbd import codec
 from wirt.protocols.nbd.codec import BlockSizes, ExportFlag
@@ -53,7 +53,7 @@ class Export:
         self.description = description
         self.image = image
         self._writable = None if read_only else _require_writable(image)
-        self._is_raw = isinstance(image, RawImage)
+        self._is_raw = isinstance(image, PlainImage)
         self._access = Access()
         self._dirty = {codec.DIRTY_BITMAP + one: _Bits(image, one) for one in bitmaps}
         self.contexts = (codec.BASE_ALLOCATION, *self._dirty)

@@ -19,6 +19,7 @@ from wirt.errors import (
     NotThisFormat,
 )
 from wirt.image.base import Storage
+from wirt.image.storage.drive import is_block_device, open_device
 
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,12 +49,14 @@ class FileStorage(Storage):
             flags |= os.O_EXCL
         if not follow_link:
             flags |= os.O_NOFOLLOW
-        if writable and _is_device(path):
-            # Nobody else may have claimed it: a mounted file system would be destroyed.
-            flags = flags & ~os.O_CREAT | os.O_EXCL
         try:
-            # Opening a pipe without a writer would wait for one.
-            self._fd = os.open(path, flags | os.O_NONBLOCK, 0o644)
+            if is_block_device(path):
+                # Nobody else may have claimed it: a mounted file system would be destroyed.
+                flags = flags & ~os.O_CREAT | (os.O_EXCL if writable else 0)
+                self._fd = open_device(path, flags)
+            else:
+                # Opening a pipe without a writer would wait for one.
+                self._fd = os.open(path, flags | os.O_NONBLOCK, 0o644)
         except OSError as error:
             raise image_error(error, path) from error
         try:
@@ -179,13 +182,6 @@ class FileStorage(Storage):
         except OSError:
             return False
         return True
-
-
-def _is_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False  # opening it says what is wrong
 
 
 def _check(offset: int, length: int) -> None:

@@ -172,6 +172,12 @@ class BlockNodeInfo(_Reply, frozen=True):
     backing_file: str = msgspec.field(name="backing_file", default="")
 
 
+class FdsetAdded(_Reply, frozen=True):
+    """``add-fd``"""
+
+    fdset_id: int
+
+
 class BlockInfo(_Reply, frozen=True):
     """An entry of ``query-block``; ``qdev`` is the id or QOM path of the guest's device."""
 
@@ -180,7 +186,8 @@ class BlockInfo(_Reply, frozen=True):
     locked: bool
     qdev: str = ""
     inserted: BlockNodeInfo | None = None
-    tray_open: bool = msgspec.field(name="tray_open", default=False)
+    tray_open: bool | None = msgspec.field(name="tray_open", default=None)
+    """None: the drive has no tray."""
     io_status: str = ""
 
 

@@ -19,7 +19,6 @@ BY_KIND = 1000
 EMPTY = "qcow2"
 """Format of a drive without a medium: the spec's default, which means nothing there."""
 _UNITS = {"ide": 2, "scsi": 7, "floppy": 2}
-_CD_DEVICES = ("/dev/cdrom", "/dev/sr", "/dev/scd", "/dev/dvd")
 _FIRST_CD = 2
 _DEFAULT_IDS = ("disk", "nic", "serial", "usb", "sound")
 
@@ -143,9 +142,8 @@ def _apply_geometry(draft: Draft) -> None:
 def _needs_words(drive: Drive) -> bool:
     if not drive.file:
         return "as_words" in drive.settings
-    host_cd = drive.media == "cdrom" and drive.file.startswith(_CD_DEVICES)
     odd = bool(drive.image_format) and drive.image_format not in FORMATS
-    return bool(protocol_of(drive.file)) or host_cd or odd or "as_words" in drive.settings
+    return bool(protocol_of(drive.file)) or odd or "as_words" in drive.settings
 
 
 def _disk(draft: Draft, drive: Drive) -> Disk:

@@ -244,6 +244,7 @@ def _runtime(
         firmware_code=files.code if files else "",
         uefi_variables=paths.uefi_variables if files else "",
         host_devices=preflight.host_devices(paths, machine),
+        cd_drives=preflight.cd_drives(paths, machine),
         memory_file=ground.memory,
         socket_fds=sockets.fds,
         incoming=True,

@@ -8,8 +8,8 @@ from typing import Any
 
 from wirt.cli.image_access import Access, declare
 from wirt.cli.output import print_json, print_table, printable
-from wirt.errors import ImageError
-from wirt.image.base import HasBitmaps, HasSnapshots, Image
+from wirt.errors import ImageError, NoMedium
+from wirt.image.base import HasBitmaps, HasSnapshots, Image, ImageInfo
 from wirt.image.locks import is_written
 from wirt.units import format_size
 
@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(access: Access, path: str) -> dict[str, Any]:
-    image, problem = _opened(access, path)
+    try:
+        image, problem = _opened(access, path)
+    except NoMedium as error:
+        return _empty_drive(access, path, error)
     with image:
         fd = image.storage.fileno()
         return {
@@ -49,6 +52,24 @@ def _describe(access: Access, path: str) -> dict[str, Any]:
             "chain": [_facts(layer) for layer in _behind(image)],
             "chain_problem": problem,
         }
+
+
+def _empty_drive(access: Access, path: str, problem: NoMedium) -> dict[str, Any]:
+    """Tell of a drive without a medium what the drive tells."""
+    if problem.tray:
+        inside = {"tray": problem.tray, "disc": "none"}
+        info = ImageInfo("host_cdrom", 0, 0, specific=inside)
+    else:
+        info = ImageInfo(access.format or "host_device", 0, 0, specific={"medium": "none"})
+    return {
+        **_told(path, info),
+        "file_size": 0,
+        "in_use": False,
+        "snapshots": [],
+        "bitmaps": [],
+        "chain": [],
+        "chain_problem": "",
+    }
 
 
 def _opened(access: Access, path: str) -> tuple[Image, str]:
@@ -70,9 +91,12 @@ def _behind(image: Image) -> Iterator[Image]:
 
 
 def _facts(image: Image) -> dict[str, Any]:
-    info = image.info()
+    return _told(image.storage.name, image.info())
+
+
+def _told(name: str, info: ImageInfo) -> dict[str, Any]:
     return {
-        "file": image.storage.name,
+        "file": name,
         "format": info.format,
         "virtual_size": info.virtual_size,
         "allocated_size": info.allocated_size,

@@ -8,6 +8,7 @@ from wirt.cli.image_access import Access, declare
 from wirt.cli.output import print_json
 from wirt.errors import UnsupportedImage, UsageError
 from wirt.image.base import Resizable
+from wirt.image.formats.host_device import HostDeviceImage
 from wirt.units import format_size, parse_size
 
 
@@ -35,6 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make a disk larger, or smaller with --shrink."""
     with Access.of(args).open(args.image, writable=True) as image:
+        if isinstance(image, HostDeviceImage):
+            raise UnsupportedImage(
+                "a device has the size that it has", hint="grow the partition or volume itself"
+            )
         if not isinstance(image, Resizable):
             raise UnsupportedImage(
                 f"{image.format_name} images cannot be resized", hint="convert: wirt img convert"

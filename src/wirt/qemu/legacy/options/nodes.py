@@ -109,7 +109,7 @@ def _image(
     file = draft.nodes.get(node.parts.get("file", ""))
     if file is None or not set(file.parts) <= _FILE:
         return None
-    if file.parts.get("driver") not in {"file", "host_device"}:
+    if file.parts.get("driver") not in {"file", "host_device", "host_cdrom"}:
         return None
     taken += [node, file]
     if "backing" in node.parts:
