@@ -34,8 +34,7 @@ MIRROR = [
     *("-name", "Debs mirror system"),
 ]
 
-# One after the other: two lines that start at one moment may choose the same VNC display.
-pytestmark = [pytest.mark.needs_qemu, pytest.mark.xdist_group("kvm")]
+pytestmark = pytest.mark.needs_qemu
 
 
 @pytest.fixture
@@ -135,12 +134,42 @@ def test_the_first_line_of_the_talk_boots(place, shell_disk):
     watch = ["-serial", "unix:serial.sock,server,nowait"]
     with running(*TALK, *watch, place=place) as process:
         assert "0x8139" in in_guest(place, "cat /sys/bus/pci/devices/*/device")
-        said = os.read(process.stdout.fileno(), 65536).decode()
-        port = re.search(r"served by VNC at 127\.0\.0\.1:(\d+)", said)
-        with socket.create_connection(("127.0.0.1", int(port[1])), timeout=10) as vnc:
-            assert vnc.recv(12).startswith(b"RFB 003")
+        _greet(_vnc_port(process))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0  # QEMU's own answer to SIGTERM
+
+
+def test_lines_that_start_at_one_moment_have_displays_of_their_own(place):
+    line = ["-S", "-m", "32", "-net", "none"]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(running(*line, place=place)) for _ in range(5)]
+        ports = [_vnc_port(process) for process in processes]
+        for port in ports:
+            _greet(port)
+        assert len(set(ports)) == len(processes)
+        assert not any(process.poll() for process in processes)
+
+
+def _vnc_port(process) -> int:
+    """Return the port that the line says its screen is served at."""
+    said = ""
+    while not (port := re.search(r"served by VNC at 127\.0\.0\.1:(\d+)\n", said)):
+        data = os.read(process.stdout.fileno(), 65536).decode()
+        assert data, said
+        said += data
+    return int(port[1])
+
+
+def _greet(port: int) -> None:
+    """Talk to the server there, as soon as there is one."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as vnc:
+                assert vnc.recv(12).startswith(b"RFB 003")
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_mirror_of_the_talk_boots_and_obeys_its_monitor(place, shell_disk):

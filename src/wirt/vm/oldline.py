@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from wirt.host.cpu import host_cpu
 from wirt.host.process import find_program
 from wirt.host.qemu_binary import find_qemu
 from wirt.host.qemu_probe import MODULE_DIRECTORIES, probe
+from wirt.host.vnc_display import FreeDisplay
 from wirt.image.probe import probe_file
 from wirt.image.storage.drive import is_block_device, names_cd_drive
 from wirt.qapi.capabilities import Capabilities
@@ -25,7 +25,6 @@ from wirt.qemu.runtime import Runtime
 from wirt.spec.machine import Machine
 from wirt.vm.context import Context
 
-_VNC_DISPLAYS = 100
 _SOUND_DRIVERS = {"alsa", "oss", "pa", "pipewire", "sdl", "none"}
 
 
@@ -37,6 +36,8 @@ class OldLine:
     capabilities: Capabilities
     accelerator: Accelerator
     binary: str
+    display: FreeDisplay
+    """Where its screen is served, if it says no better."""
 
     def argv(self, runtime: Runtime | None = None) -> list[str]:
         """Return today's line. Raises SpecError, MissingDependency."""
@@ -57,12 +58,14 @@ def understand(context: Context, words: Sequence[str], *, strict: bool, **known:
     capabilities = probe(binary, context.home.cache)
     built_in = capabilities.accelerators
     here = choose_accelerator("auto", cache_dir=context.home.cache, built_in=built_in)
-    facts = replace(host_facts(strict=strict, has_kvm=here.name == "kvm"), **known)
+    display = FreeDisplay()
+    facts = host_facts(strict=strict, has_kvm=here.name == "kvm")
+    facts = replace(facts, free_display=display.number, **known)
     translation = translate(words, facts, capabilities)
     machine = translation.machine
     if machine is not None and machine.accelerator == "tcg":
         here = Accelerator("tcg", "as the line asks")
-    return OldLine(translation, capabilities, here, binary)
+    return OldLine(translation, capabilities, here, binary, display)
 
 
 def host_facts(*, strict: bool, has_kvm: bool) -> Facts:
@@ -72,7 +75,6 @@ def host_facts(*, strict: bool, has_kvm: bool) -> Facts:
         format_of=_format_of,
         exists=os.path.exists,
         windows=_windows(modules),
-        free_display=_free_display(),
         audio=_audio(modules),
         virtualization=host_cpu().extension,
         has_vhost=os.access("/dev/vhost-net", os.R_OK | os.W_OK),
@@ -122,17 +124,6 @@ def _audio(modules: set[str]) -> str:
     if os.path.exists("/dev/snd") and _has(modules, "audio-alsa"):
         return "alsa"
     return "none"
-
-
-def _free_display() -> int:
-    for number in range(_VNC_DISPLAYS):
-        with socket.socket() as one:
-            try:
-                one.bind(("127.0.0.1", 5900 + number))
-            except OSError:
-                continue
-            return number
-    return 0
 
 
 def _has_program(name: str) -> bool:

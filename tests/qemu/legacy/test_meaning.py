@@ -160,7 +160,7 @@ def test_windows_need_a_screen():
     assert machine_of("kvm -sdl -full-screen", windows=("sdl",)).displays == (
         Window("sdl", full_screen=True),
     )
-    assert machine_of("kvm -sdl", free_display=3).displays == (Vnc("127.0.0.1:3"),)
+    assert machine_of("kvm -sdl", free_display=lambda: 3).displays == (Vnc("127.0.0.1:3"),)
     grab = machine_of("kvm -ctrl-grab -no-quit", windows=("sdl",)).displays[0]
     assert grab.options == ("window-close=off", "grab-mod=rctrl")
 

@@ -21,6 +21,7 @@ REFUSED = 1
 def explain(words: Sequence[str], *, as_json: bool) -> int:
     """Print the explanation; the code is 1 for a line that is refused."""
     line = understand(Context(), words, strict=False)
+    line.display.release()
     if as_json:
         print_json(as_tree(line))
     else:

@@ -83,6 +83,7 @@ def run(name: str, words: Sequence[str]) -> int:
     if translation.machine.accelerator != "tcg" and line.accelerator.name != "kvm":
         _say(name, f"warning: no KVM, so this is slow: {line.accelerator.reason}")
     overlays = make_overlays(translation.machine)
+    line.display.hand_on()
     return _become(line.argv(running(translation.machine, overlays)))
 
 

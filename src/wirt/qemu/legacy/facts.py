@@ -12,6 +12,10 @@ def _nothing(_path: str) -> bool:
     return False
 
 
+def _first() -> int:
+    return 0
+
+
 def format_by_name(path: str) -> str:
     """Return the format that a file's name suggests: for files that are not there."""
     suffix = path.rpartition(".")[2].lower()
@@ -25,8 +29,8 @@ class Facts:
     """Of the host that runs the line.
 
     ``format_of`` looks into an image. ``windows`` are the toolkits that can open a window
-    here. ``virtualization`` is the CPU's: ``vmx``, ``svm`` or empty. ``free_display`` is the
-    number of a VNC display that nobody has.
+    here. ``virtualization`` is the CPU's: ``vmx``, ``svm`` or empty. ``free_display`` returns
+    the number of a VNC display that nobody has, always the same.
 
     For lines that wirt made itself: ``directory``, ``socket`` and ``memory_file`` as in
     ``qemu.runtime``; ``fd_images`` and ``fd_sockets``, what came as which descriptor;
@@ -36,7 +40,7 @@ class Facts:
     format_of: Callable[[str], str] = format_by_name
     exists: Callable[[str], bool] = _nothing
     windows: Collection[str] = ()
-    free_display: int = 0
+    free_display: Callable[[], int] = _first
     audio: str = "none"
     virtualization: str = ""
     has_vhost: bool = False

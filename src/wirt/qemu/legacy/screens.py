@@ -32,12 +32,12 @@ def displays(draft: Draft) -> tuple[Display, ...]:
     toolkit = _toolkit(draft)
     if not toolkit:
         if not servers:
-            place = f"127.0.0.1:{draft.facts.free_display}"
+            number = draft.facts.free_display()
             draft.warnings.append(
                 "no window can be opened here: the screen is served by VNC at "
-                f"127.0.0.1:{5900 + draft.facts.free_display}"
+                f"127.0.0.1:{5900 + number}"
             )
-            servers.append(Vnc(place))
+            servers.append(Vnc(f"127.0.0.1:{number}"))
         return tuple(servers)
     return (*servers, _window(draft, toolkit))
 

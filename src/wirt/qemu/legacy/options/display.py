@@ -63,7 +63,7 @@ def _windowless(draft: Draft, toolkit: str) -> Outcome | None:
     other = next((kind for kind in draft.facts.windows if kind != "curses"), "")
     if other:
         return Outcome(today=f"-display {other}", why=f"this QEMU cannot open {toolkit} windows")
-    place = f"127.0.0.1:{5900 + draft.facts.free_display}"
+    place = f"127.0.0.1:{5900 + draft.facts.free_display()}"
     return Outcome(
         today="-vnc", why=f"no window can be opened here: the screen is served by VNC at {place}"
     )
