@@ -17,6 +17,7 @@ from wirt.store import layout, states
 from wirt.store.atomic import write_file
 from wirt.store.machines import new_machine, prepare, remove_machine
 from wirt.store.record import Record, write_record
+from wirt.store.record_file import VERSION
 from wirt.store.states import Manifest, QemuFacts, collect, find_state, new_state, publish
 
 
@@ -149,7 +150,7 @@ def test_a_damaged_record_or_manifest_counts_as_a_user(home):
 
 def test_a_state_of_a_newer_wirt_is_refused(home):
     state = make(home)
-    newer = msgspec.structs.replace(state.manifest, version=states.VERSION + 1)
+    newer = msgspec.structs.replace(state.manifest, version=VERSION + 1)
     write_file(state.paths.manifest, msgspec.json.encode(newer))
     with pytest.raises(HostError, match="newer"):
         find_state(home, state.id)

@@ -12,15 +12,13 @@ from collections.abc import Iterator
 
 import msgspec
 
-from wirt.errors import HostError, NotFound, WirtError
-from wirt.store.atomic import sync_directory, write_file
+from wirt.errors import NotFound, WirtError
+from wirt.store.atomic import sync_directory
 from wirt.store.layout import Home, private_directory
 from wirt.store.locks import command_lock, try_lock
-from wirt.typed_json import decode
+from wirt.store.record_file import VERSION, names_in, read_file, replace_file
 
-VERSION = 1
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-_MAX_BYTES = 1 << 20
 _LONGEST_FILL = 600.0
 
 
@@ -36,24 +34,16 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 def pool_names(home: Home) -> list[str]:
     """Return the fingerprints of all pools."""
-    try:
-        names = os.listdir(home.pools)
-    except FileNotFoundError:
-        return []
-    found = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-    return sorted(name for name in found if _FINGERPRINT.fullmatch(name))
+    return names_in(home.pools, _FINGERPRINT)
 
 
 def read_pool(home: Home, fingerprint: str) -> Pool:
     """Return a pool. Raises NotFound, HostError for a record that is damaged."""
     path = home.pool(fingerprint)
-    try:
-        with open(path, "rb") as file:
-            return decode(file.read(_MAX_BYTES), Pool)
-    except FileNotFoundError:
-        raise NotFound("there is no such pool", hint="wirt pool") from None
-    except msgspec.MsgspecError as error:
-        raise HostError(f"{path} is damaged: {error}", hint=f"rm {path}") from error
+    pool = read_file(path, Pool, cure=f"rm {path}")
+    if pool is None:
+        raise NotFound("there is no such pool", hint="wirt pool")
+    return pool
 
 
 def pools(home: Home) -> list[Pool]:
@@ -67,8 +57,7 @@ def pools(home: Home) -> list[Pool]:
 
 def write_pool(home: Home, pool: Pool) -> None:
     """Make a pool, or change its size; the caller holds its lock."""
-    data = msgspec.json.format(msgspec.json.encode(pool), indent=1) + b"\n"
-    write_file(home.pool(pool.fingerprint), data)
+    replace_file(home.pool(pool.fingerprint), pool)
 
 
 def remove_pool(home: Home, fingerprint: str) -> None:

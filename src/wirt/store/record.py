@@ -11,14 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from wirt.errors import HostError
 from wirt.host.process_id import ProcessId
 from wirt.spec.nic import Nic
-from wirt.store.atomic import host_error, write_file
-from wirt.typed_json import decode
-
-VERSION = 1
-_MAX_BYTES = 4 << 20
+from wirt.store.record_file import VERSION, read_file, replace_file
 
 Phase = Literal["stopped", "starting", "running"]
 
@@ -155,35 +150,11 @@ class Record(msgspec.Struct, frozen=True):
 
 def read_record(path: str) -> Record:
     """Return the record. A missing one is empty; a foreign one raises HostError."""
-    try:
-        data = _read(path)
-    except FileNotFoundError:
-        return Record()
-    except OSError as error:
-        raise host_error(error, path) from error
-    try:
-        record = decode(data, Record)
-    except msgspec.MsgspecError as error:
-        raise HostError(
-            f"{path} is damaged: {error}",
-            hint=f"move it away and start the machine again: mv {os.path.basename(path)} …",
-        ) from error
-    if record.version > VERSION:
-        raise HostError(
-            f"{path} is of a newer wirt (version {record.version})", hint="upgrade wirt"
-        )
-    return record
-
-
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        return os.read(fd, min(os.fstat(fd).st_size, _MAX_BYTES))
-    finally:
-        os.close(fd)
+    cure = f"move it away and start the machine again: mv {os.path.basename(path)} …"
+    record = read_file(path, Record, cure=cure)
+    return Record() if record is None else record
 
 
 def write_record(path: str, record: Record, *, durable: bool = True) -> None:
     """Replace the record atomically; not ``durable``: safe from kills, not yet from power cuts."""
-    data = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
-    write_file(path, data, durable=durable)
+    replace_file(path, record, durable=durable)

@@ -13,10 +13,11 @@ import re
 
 import msgspec
 
-from wirt.errors import HostError, NotFound, UsageError, WirtError
+from wirt.errors import NotFound, UsageError, WirtError
 from wirt.spec.setting import NAME_PATTERN
-from wirt.store.atomic import host_error, sync_directory, write_file
+from wirt.store.atomic import sync_directory
 from wirt.store.layout import Home, VmPaths, private_directory
+from wirt.store.record_file import VERSION, names_in, read_file, replace_file
 from wirt.store.states import (
     State,
     collect,
@@ -28,10 +29,8 @@ from wirt.store.states import (
     state_ids,
 )
 
-VERSION = 1
 _NAME = re.compile(NAME_PATTERN)
 _HOLD = "snapshot-"
-_MAX_BYTES = 4 << 20
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,29 +59,19 @@ def check_snapshot_name(name: str) -> str:
 def read_snapshot(paths: VmPaths, name: str) -> Snapshot:
     """Return a snapshot by its name. Raises NotFound, HostError for a damaged record."""
     path = paths.snapshot(check_snapshot_name(name))
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=Snapshot)
-    except FileNotFoundError:
-        raise NotFound(
-            f"{paths.name} has no snapshot {name!r}", hint=f"wirt snapshots {paths.name}"
-        ) from None
-    except OSError as error:
-        raise host_error(error, path) from error
-    except msgspec.MsgspecError as error:
-        raise HostError(
-            f"{path} is damaged: {error}", hint=f"wirt snapshots {paths.name} --rm {name}"
-        ) from error
+    snapshot = read_file(path, Snapshot, cure=f"wirt snapshots {paths.name} --rm {name}")
+    if snapshot is None:
+        raise _not_found(paths, name)
+    return snapshot
+
+
+def _not_found(paths: VmPaths, name: str) -> NotFound:
+    return NotFound(f"{paths.name} has no snapshot {name!r}", hint=f"wirt snapshots {paths.name}")
 
 
 def snapshot_names(paths: VmPaths) -> list[str]:
     """Return the names of a machine's snapshots, sorted."""
-    try:
-        files = os.listdir(paths.snapshots)
-    except FileNotFoundError:
-        return []
-    names = (name.removesuffix(".json") for name in files if name.endswith(".json"))
-    return sorted(name for name in names if _NAME.fullmatch(name))
+    return names_in(paths.snapshots, _NAME)
 
 
 def snapshots(paths: VmPaths) -> list[Snapshot]:
@@ -99,9 +88,8 @@ def add_snapshot(paths: VmPaths, snapshot: Snapshot, state: State) -> None:
     label = _HOLD + snapshot.name
     private_directory(paths.snapshots)
     hold(state, label)
-    data = msgspec.json.format(msgspec.json.encode(snapshot), indent=1) + b"\n"
     try:
-        write_file(paths.snapshot(snapshot.name), data)
+        replace_file(paths.snapshot(snapshot.name), snapshot)
     except WirtError:
         release(state, label)
         raise
@@ -113,9 +101,7 @@ def remove_snapshot(home: Home, paths: VmPaths, name: str) -> None:
     try:
         os.unlink(paths.snapshot(check_snapshot_name(name)))
     except FileNotFoundError:
-        raise NotFound(
-            f"{paths.name} has no snapshot {name!r}", hint=f"wirt snapshots {paths.name}"
-        ) from None
+        raise _not_found(paths, name) from None
     sync_directory(paths.snapshots)
     sweep(home)
 

@@ -27,18 +27,16 @@ from typing import Literal
 
 import msgspec
 
-from wirt.errors import HostError, NotFound, UsageError, WirtError, WrongState
+from wirt.errors import NotFound, UsageError, WirtError, WrongState
 from wirt.host.process_id import ProcessId
 from wirt.spec.machine import Machine
 from wirt.store.atomic import host_error, sync_directory, write_file
 from wirt.store.layout import Home, StatePaths, private_directory
 from wirt.store.record import read_record
-from wirt.typed_json import decode
+from wirt.store.record_file import VERSION, read_file
 
-VERSION = 1
 _ID = re.compile(r"[0-9a-f]{16}")
 _HOLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,199}")
-_MAX_BYTES = 4 << 20
 _GARBAGE_AFTER = 60.0
 """Seconds after which an unfinished state whose lock nobody holds belongs to nobody."""
 
@@ -182,19 +180,9 @@ def find_state(home: Home, ident: str) -> State:
     if not _ID.fullmatch(ident):
         raise UsageError(f"{ident[:40]!r} is no state's id", hint="16 hexadecimal digits")
     paths = home.state(ident)
-    try:
-        with open(paths.manifest, "rb") as file:
-            data = file.read(_MAX_BYTES)
-    except FileNotFoundError:
-        raise NotFound(f"there is no state {ident}") from None
-    except OSError as error:
-        raise host_error(error, paths.manifest) from error
-    try:
-        manifest = decode(data, Manifest)
-    except msgspec.MsgspecError as error:
-        raise HostError(f"{paths.manifest} is damaged, or of another wirt: {error}") from error
-    if manifest.version > VERSION:
-        raise HostError(f"{paths.manifest} is of a newer wirt", hint="upgrade wirt")
+    manifest = read_file(paths.manifest, Manifest, cure="see who stands on it: wirt tree")
+    if manifest is None:
+        raise NotFound(f"there is no state {ident}")
     return State(paths, manifest)
 
 

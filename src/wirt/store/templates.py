@@ -13,17 +13,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from wirt.errors import HostError, NotFound, WirtError
-from wirt.store.atomic import write_file
+from wirt.errors import NotFound, WirtError
 from wirt.store.layout import Home, private_directory
 from wirt.store.locks import try_lock
+from wirt.store.record_file import VERSION, names_in, read_file, replace_file
 from wirt.store.states import State, collect, find_state, hold, holds, release, state_ids
-from wirt.typed_json import decode
 
-VERSION = 1
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _HOLD = "template-"
-_MAX_BYTES = 1 << 20
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,12 +42,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 def template_names(home: Home) -> list[str]:
     """Return the fingerprints of all templates."""
-    try:
-        names = os.listdir(home.templates)
-    except FileNotFoundError:
-        return []
-    found = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-    return sorted(name for name in found if _FINGERPRINT.fullmatch(name))
+    return names_in(home.templates, _FINGERPRINT)
 
 
 def read_template(home: Home, fingerprint: str) -> Template:
@@ -62,16 +54,11 @@ def read_template(home: Home, fingerprint: str) -> Template:
     if len(matching) != 1 or not fingerprint:
         what = "is more than one" if matching else "is no template"
         raise NotFound(f"{fingerprint[:40]!r} {what}", hint="wirt template ls")
-    path = home.template(matching[0])
-    try:
-        with open(path, "rb") as file:
-            return decode(file.read(_MAX_BYTES), Template)
-    except FileNotFoundError:
-        raise NotFound(f"there is no template {fingerprint}", hint="wirt template ls") from None
-    except msgspec.MsgspecError as error:
-        raise HostError(
-            f"{path} is damaged: {error}", hint=f"wirt template rm {matching[0]}"
-        ) from error
+    cure = f"wirt template rm {matching[0]}"
+    template = read_file(home.template(matching[0]), Template, cure=cure)
+    if template is None:
+        raise NotFound(f"there is no template {fingerprint}", hint="wirt template ls")
+    return template
 
 
 def templates(home: Home) -> list[Template]:
@@ -117,8 +104,7 @@ def hold_label(fingerprint: str) -> str:
 def add_template(home: Home, template: Template, state: State) -> None:
     """Make ``state`` a template."""
     hold(state, hold_label(template.fingerprint))
-    path = home.template(template.fingerprint)
-    write_file(path, msgspec.json.format(msgspec.json.encode(template), indent=1) + b"\n")
+    replace_file(home.template(template.fingerprint), template)
 
 
 def remove_template(home: Home, fingerprint: str) -> None:

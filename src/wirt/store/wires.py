@@ -16,16 +16,14 @@ from typing import TypeVar
 
 import msgspec
 
-from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
+from wirt.errors import AlreadyExists, NotFound, UsageError
 from wirt.spec.setting import NAME_PATTERN
-from wirt.store.atomic import host_error, sync_directory, write_file
+from wirt.store.atomic import host_error, sync_directory
 from wirt.store.layout import NOUNS, Home, NetworkKind, NetworkPaths, private_directory
 from wirt.store.locks import command_lock, try_lock
-from wirt.typed_json import decode
+from wirt.store.record_file import VERSION, read_file, replace_file
 
-VERSION = 1
 _NAME = re.compile(NAME_PATTERN)
-_MAX_BYTES = 1 << 20
 _VERBS = {"switch": "wirt switch ls", "bridge": "wirt net ls", "cable": "wirt cable ls",
           "lab": "wirt lab ls"}  # fmt: skip
 
@@ -245,28 +243,16 @@ def locked(
 
 def read(paths: NetworkPaths, record: type[R]) -> R:
     """Return the record of a wire. Raises NotFound, HostError for one that is damaged."""
-    try:
-        with open(paths.record, "rb") as file:
-            found = decode(file.read(_MAX_BYTES), record)
-    except FileNotFoundError:
-        raise NotFound(
-            f"there is no {NOUNS[paths.kind]} {paths.name!r}", hint=_VERBS[paths.kind]
-        ) from None
-    except msgspec.MsgspecError as error:
-        raise HostError(
-            f"{paths.record} is damaged: {error}",
-            hint=f"remove the {NOUNS[paths.kind]}, make it anew",
-        ) from error
-    except OSError as error:
-        raise host_error(error, paths.record) from error
-    if found.version > VERSION:
-        raise HostError(f"{paths.record} is of a newer wirt", hint="upgrade wirt")
+    cure = f"remove the {NOUNS[paths.kind]}, make it anew"
+    found = read_file(paths.record, record, cure=cure)
+    if found is None:
+        raise NotFound(f"there is no {NOUNS[paths.kind]} {paths.name!r}", hint=_VERBS[paths.kind])
     return found
 
 
 def write(paths: NetworkPaths, record: R) -> None:
     """Replace the record atomically."""
-    write_file(paths.record, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    replace_file(paths.record, record)
 
 
 def make_runtime(paths: NetworkPaths, uid: int, mode: int = 0o700) -> str:
