@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from wirt.cli.table import FAMILIES, first_words, verbs
-from wirt.errors import NotFound, SpecError, UsageError
+from wirt.errors import NoSpace, NotFound, SpecError, UsageError
 
 
 def wirt(*words, home, **options):
@@ -50,6 +50,66 @@ def test_help_imports_nothing_heavy(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"asyncio", "argparse", "msgspec", "subprocess", "tomllib", "numpy", "rich"}
+
+
+@pytest.mark.parametrize("words", [["stop", "no", "none"], ["snapshots", "no", "--rm", "x", "y"]])
+def test_errors_of_several_are_told_to_programs_too(tmp_path, words):
+    done = wirt(*words, "--json", home=tmp_path)
+    assert done.returncode == NotFound.exit_code
+    told = [json.loads(line)["error"] for line in done.stderr.splitlines()]
+    assert [error["exit_code"] for error in told] == [NotFound.exit_code] * 2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["schema"], ["ls", "--json"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full_is_no_defect(tmp_path, words, unbuffered):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "wirt", *words],
+            env={**os.environ, "WIRT_HOME": str(tmp_path), "PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == NoSpace.exit_code, done.stderr
+    assert "No space left" in done.stderr
+    assert "defect" not in done.stderr
+
+
+def test_closed_streams_are_nobodys(tmp_path):
+    """Files that a command opens do not become its output, nor that of what it starts."""
+    program = f"{sys.executable} -m wirt schema"
+    for closed in ("<&-", "<&- >&-", "<&- >&- 2>&-"):
+        line = f"{program} {closed}"
+        done = subprocess.run(
+            ["sh", "-c", line], env={**os.environ, "WIRT_HOME": str(tmp_path)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+    assert wirt("schema", home=tmp_path).stdout.startswith("{")
+
+
+INTERRUPT = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            sys.argv[1] = ""
+            signal.raise_signal(signal.SIGINT)
+
+from wirt.cli.main import main
+sys.meta_path.insert(0, Interrupting())
+sys.exit(main(["create", "m", "--no-net", "--memory", "64M"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["math", "datetime", "wirt.cli.commands.create"])
+def test_an_interrupted_import_ends_the_command_and_nothing_worse(tmp_path, module):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, module],
+        env={**os.environ, "WIRT_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "wirt: interrupted\n")
 
 
 def test_run_imports_nothing_that_only_a_boot_needs():

@@ -18,6 +18,7 @@ import msgspec
 
 from wirt.errors import HostError, NoSpace, NotFound, ProtocolError, UsageError
 from wirt.store.atomic import host_error, write_file
+from wirt.typed_json import decode
 from wirt.units import GIB, MIB, format_size
 
 Progress = Callable[[int, int | None], None]
@@ -125,7 +126,7 @@ def _fetch(
 def _resume_point(url: str, target: Path) -> tuple[int, dict[str, str]]:
     """Return how many bytes are there already, and the headers that ask for the others."""
     try:
-        part = msgspec.json.decode(_note(target).read_bytes(), type=_Partial)
+        part = decode(_note(target).read_bytes(), _Partial)
     except (OSError, msgspec.MsgspecError):
         return 0, {}
     start = _size(target)

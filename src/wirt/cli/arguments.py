@@ -153,8 +153,11 @@ def parse_forward(text: str) -> dict[str, Any]:
     return forward
 
 
-def each(names: Iterable[str], act: Any, *, debug: bool) -> int:
-    """Run ``act`` for each name; go on after errors; return the first error's code."""
+def each(names: Iterable[str], act: Callable[[str], object], args: argparse.Namespace) -> int:
+    """Run ``act`` for each name; go on after errors; return the first error's code.
+
+    ``args`` say how errors are told.
+    """
     from wirt.cli.output import print_error
     from wirt.errors import WirtError
 
@@ -163,9 +166,9 @@ def each(names: Iterable[str], act: Any, *, debug: bool) -> int:
         try:
             act(name)
         except WirtError as error:
-            if debug:
+            if args.debug:
                 raise
-            print_error(error, as_json=False)
+            print_error(error, as_json=args.json)
             code = code or error.exit_code
     return code
 
@@ -185,7 +188,7 @@ def each_told(args: argparse.Namespace, done: str, act: Callable[[str], object])
         if not args.json:
             print(f"{name}: {done}")
 
-    code = each(args.names, one, debug=args.debug)
+    code = each(args.names, one, args)
     if args.json:
         print_json({done: names})
     return code

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 
 from wirt.cli.table import FAMILIES, GROUPS, first_words, verbs
-from wirt.errors import UsageError, WirtError
+from wirt.errors import NoSpace, UsageError, WirtError
 from wirt.version import VERSION
 
 INTERRUPTED = 130
 SIGPIPE_CODE = 128 + 13
 INTERNAL_ERROR = 70
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def program() -> None:
     """The whole process: what was imported need not be taken apart at its end."""
+    _open_closed_streams()
     code = main()
     import threading
 
@@ -29,23 +32,45 @@ def program() -> None:
     os._exit(code)
 
 
+def _open_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed: no file of ours must take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``wirt`` with ``argv`` (without the program's name); return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     _unwind_on_sigterm()
     try:
-        return _run(words)
+        return _flushed(_run(words))
     except WirtError as error:
         return _report(error, words)
     except KeyboardInterrupt:
         print("wirt: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away: what is left to print has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader went away
         return SIGPIPE_CODE
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _internal_error(words)
+        _drop_output()  # it may be what is full
+        what = error.filename or "the output, or a file"
+        return _report(NoSpace(f"{what}: {error.strerror}", hint="free space: df -h"), words)
     except Exception:  # noqa: BLE001 - the last door: a user never sees a traceback unasked
         return _internal_error(words)
+
+
+def _drop_output() -> None:
+    """What is left to print has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unwind_on_sigterm() -> None:
@@ -56,6 +81,11 @@ def _unwind_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, unwind)
+
+
+def _flushed(code: int) -> int:
+    sys.stdout.flush()
+    return code
 
 
 def _run(words: list[str]) -> int:
@@ -95,7 +125,9 @@ def _verb(verb: str, words: list[str]) -> int:
     from importlib import import_module
 
     from wirt.cli.arguments import make_parser
+    from wirt.cli.loading import load_msgspec
 
+    load_msgspec()
     module = import_module(f"wirt.cli.commands.{verb.replace('-', '_').replace(' ', '.')}")
     parser = make_parser(verb, verbs()[verb])
     module.configure(parser)
@@ -105,7 +137,6 @@ def _verb(verb: str, words: list[str]) -> int:
     if args.quiet:
         os.environ["WIRT_QUIET"] = "1"
     code: int = module.run(args)
-    sys.stdout.flush()
     return code
 
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"{name}: {'started' if started[name] else 'was running already'}")
 
-    code = each(marked(context), act, debug=args.debug)
+    code = each(marked(context), act, args)
     if args.json:
         print_json(started)
     return code

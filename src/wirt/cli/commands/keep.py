@@ -37,7 +37,8 @@ def _tell(done: Kept) -> None:
         print(f"{done.name}: stood on no state")
     else:
         size = format_size(done.on_disk)
-        print(printable(f"{done.name}: {', '.join(done.disks)} stand by themselves, {size}"))
+        verb = "stands by itself" if len(done.disks) == 1 else "stand by themselves"
+        print(printable(f"{done.name}: {', '.join(done.disks)} {verb}, {size}"))
     if done.stands_on:
         print(printable(f"  over {', '.join(done.stands_on)}"))
     for ident in done.removed:

@@ -36,4 +36,4 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{name}: restarted")
 
-    return each(args.names, act, debug=args.debug)
+    return each(args.names, act, args)

@@ -28,4 +28,4 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{name}: resumed")
 
-    return each(args.names, act, debug=args.debug)
+    return each(args.names, act, args)

@@ -29,4 +29,4 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{name}: removed")
 
-    return each(args.names, act, debug=args.debug)
+    return each(args.names, act, args)

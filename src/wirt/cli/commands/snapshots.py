@@ -51,4 +51,4 @@ def _remove(context: Context, args: argparse.Namespace) -> int:
         if users:
             print(printable(f"  its files stay, for {', '.join(users)}: see wirt keep"))
 
-    return each(args.rm, act, debug=args.debug)
+    return each(args.rm, act, args)

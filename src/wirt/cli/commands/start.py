@@ -46,4 +46,4 @@ def run(args: argparse.Namespace) -> int:
             word = "started" if fresh else "was running already"
             print(f"{name}: {word}, {facts['accelerator']} ({facts['reason']})")
 
-    return each(args.names, act, debug=args.debug)
+    return each(args.names, act, args)

@@ -36,4 +36,4 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{name}: {how}" if stopped else f"{name}: was stopped already")
 
-    return each(args.names, act, debug=args.debug)
+    return each(args.names, act, args)

@@ -58,6 +58,9 @@ def _run(name: str, words: list[str]) -> int:
     if words in (["--help"], ["-h"]):
         print(HELP, end="")
         return 0
+    from wirt.cli.loading import load_msgspec
+
+    load_msgspec()
     if "--explain" in words:
         from wirt.cli.kvm.explain import explain
 

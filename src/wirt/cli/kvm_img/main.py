@@ -11,6 +11,7 @@ from io import TextIOWrapper
 
 from wirt.cli.kvm_img.failure import Done, Failure, Misuse, failure_of, program, report
 from wirt.cli.kvm_img.getopt import Grammar, parse_words
+from wirt.cli.loading import load_msgspec
 from wirt.errors import WirtError
 
 COMMANDS = (
@@ -80,6 +81,7 @@ def _run(words: Sequence[str]) -> int:
     command, *rest = parsed.operands
     if command not in COMMANDS:
         raise Misuse(f"Command not found: {command}")
+    load_msgspec()
     module = import_module(f"wirt.cli.kvm_img.{command}")
     code: int = module.run(rest)
     return code

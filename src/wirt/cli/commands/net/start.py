@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"{name}: up")
 
-    code = each(args.names, act, debug=args.debug)
+    code = each(args.names, act, args)
     if args.json:
         print_json({"up": up})
     return code

@@ -30,4 +30,4 @@ def run(args: argparse.Namespace) -> int:
             print(f"{fingerprint}: removed")
 
     names = template_names(context.home) if args.all else args.templates
-    return each(names, remove, debug=args.debug)
+    return each(names, remove, args)

@@ -11,6 +11,7 @@ import msgspec
 from wirt.errors import CorruptImage, UnsupportedImage
 from wirt.image.base import Storage
 from wirt.image.luks import MAGIC
+from wirt.typed_json import decode
 
 _SECOND = b"SKUL\xba\xbe"
 _BINARY = 4096
@@ -93,7 +94,7 @@ def read_metadata(storage: Storage) -> tuple[Metadata, str]:
     _, raw, uuid = found[-1]
     text = raw[_BINARY:].split(b"\0", 1)[0]
     try:
-        metadata = msgspec.json.decode(text, type=Metadata)
+        metadata = decode(text, Metadata)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptImage(f"the LUKS header's JSON is wrong: {error}") from error
     if metadata.config.requirements.mandatory:
