@@ -15,7 +15,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from wirt.errors import AlreadyExists, Busy, HostError, NotFound, QemuError, SpecError, UsageError
+from wirt.errors import (
+    AlreadyExists,
+    Busy,
+    HostError,
+    NoSpace,
+    NotFound,
+    QemuError,
+    SpecError,
+    UsageError,
+)
 from wirt.host.holders import processes_with
 from wirt.host.process_id import ProcessId
 from wirt.image.create import create_image
@@ -23,6 +32,7 @@ from wirt.store.locks import run_lock_is_held
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record, write_record
 from wirt.vm import state
+from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
 from wirt.vm.description import load_spec
 from wirt.vm.edit import set_values
@@ -486,9 +496,8 @@ def test_ctrl_c_at_any_moment_leaves_nothing(context, cli):
 def test_a_disk_that_is_full_is_said_and_harms_nothing(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
-    from wirt.errors import ImageNoSpace, NoSpace
+    from wirt.errors import ImageNoSpace
     from wirt.store.layout import Home
-    from wirt.vm.context import Context
 
     place = tmp_path / "small"
     place.mkdir()
@@ -504,6 +513,23 @@ def test_a_disk_that_is_full_is_said_and_harms_nothing(tmp_path):
         make(context, "two")
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_machine_stops_although_that_cannot_be_written_down(context, monkeypatch):
+    make(context, "one")
+    start(context, "one")
+
+    def full(*_):
+        raise NoSpace("state.json: no space left")
+
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr("wirt.vm.stop.write_record", full)
+        assert stop(Context(context.home, said.append), "one", force=True)
+    assert "cannot be written down" in said[-1]
+    assert state.look(context.home.vm("one")).status == "stopped"
+    assert start(context, "one")
+    assert stop(context, "one", force=True)
 
 
 def test_a_file_of_no_known_format_is_not_taken_for_a_disk(context):

@@ -201,7 +201,8 @@ def _require_space(directory: str, needed: int) -> None:
     free = facts.f_bavail * facts.f_frsize
     if needed + _KEPT_FREE > free:
         raise NoSpace(
-            f"up to {format_size(needed)} would be written, and {format_size(free)} are free",
+            f"up to {format_size(needed)} would be written and {format_size(_KEPT_FREE)} left "
+            f"free, and {format_size(free)} are free",
             hint="free space: wirt images, wirt ls, df -h; or keep the states",
         )
 

@@ -13,6 +13,7 @@ from wirt.errors import (
     Busy,
     CommandRefused,
     GuestError,
+    NoSpace,
     PeerClosed,
     ProtocolError,
     Timeout,
@@ -182,10 +183,13 @@ def _writes_its_own(paths: VmPaths, record: Record) -> bool:
 def settle(context: Context, paths: VmPaths, record: Record, ended: str) -> None:
     """Record that a machine is down, and remove its sockets and what its cards left."""
     _clean_up(context, paths, record)
-    write_record(
-        paths.record,
-        msgspec.structs.replace(record, phase="stopped", run=None, ended=ended, identity_due=None),
+    down = msgspec.structs.replace(
+        record, phase="stopped", run=None, ended=ended, identity_due=None
     )
+    try:
+        write_record(paths.record, down)
+    except NoSpace as error:  # then it is one that ended by itself
+        context.say(f"{paths.name} is down; that cannot be written down: {error.message}")
 
 
 def _clean_up(context: Context, paths: VmPaths, record: Record) -> None:
