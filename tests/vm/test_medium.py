@@ -17,7 +17,7 @@ import pytest
 from tests.vm.conftest import scratch_home
 from tests.vm.network.conftest import KERNEL_LINE, eventually
 from tests.vm.test_fork_faults import kill_at
-from wirt.errors import NotFound, QemuError, UsageError, WrongState
+from wirt.errors import AmbiguousFormat, NotFound, QemuError, UsageError, WrongState
 from wirt.image.create import create_image
 from wirt.protocols.qmp.messages import BlockInfo, BlockNodeInfo
 from wirt.store.record import read_record
@@ -162,9 +162,12 @@ def test_what_qemu_cannot_do_leaves_all_as_it_was(context, discs, tmp_path):
     nodes = nodes_of(context, "same")
     foreign = tmp_path / "foreign.cow"
     create_image(str(foreign), "cow", 1 << 20)
+    with pytest.raises(AmbiguousFormat, match="looks like a cow image") as raised:
+        insert(context, "same", str(foreign))
+    assert "--format cow" in raised.value.hint
     for image, words in ((foreign, "wirt must serve"), (discs[1], "QEMU cannot use")):
         with pytest.raises((WrongState, QemuError), match=words):
-            insert(context, "same", str(image), image_format="" if image == foreign else "vdi")
+            insert(context, "same", str(image), image_format="cow" if image == foreign else "vdi")
         assert load_spec(paths).disks[0].image == str(discs[0])
         assert str(discs[0]) in shown(context, "same")
         assert nodes_of(context, "same") == nodes

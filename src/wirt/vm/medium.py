@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from wirt.errors import CommandRefused, NotFound, QemuError, UsageError, WrongState
+from wirt.errors import AmbiguousFormat, CommandRefused, NotFound, QemuError, UsageError, WrongState
 from wirt.host.failpoint import failpoint
 from wirt.image.probe import probe_file
 from wirt.protocols.qmp.client import QmpClient
@@ -69,9 +69,21 @@ def insert(
     it. Raises NotFound, UsageError, ImageError, WrongState, HostError, QemuError.
     """
     path = os.path.abspath(image)
-    found = image_format or probe_file(path)
+    found = image_format or _require_raw(path)
     with locked(context.home, name, waiting=context.say) as paths:
         return _change(paths, drive, path, found, force=force)
+
+
+def _require_raw(path: str) -> str:
+    """Return ``raw``; another format must be named, for a guest may have written the bytes."""
+    found = probe_file(path)
+    if found != "raw":
+        raise AmbiguousFormat(
+            f"this looks like a {found} image",
+            path=path,
+            hint=f"say so: --format {found}; or --format raw, if a guest may have written that",
+        )
+    return found
 
 
 def eject(context: Context, name: str, *, drive: str = "", force: bool = False) -> Changed:
@@ -204,7 +216,7 @@ class _Running:
         except CommandRefused as error:
             raise QemuError(
                 f"QEMU cannot use {new.image}: {error.description}",
-                hint="is the format right? --format",
+                hint="is its format right (--format), and does nobody else write it?",
             ) from error
         finally:
             ownership.close_all(opened)

@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_machine(parser)
     add_drive(parser)
-    example(parser, "wirt eject web", "wirt eject old --drive floppy0")
+    example(parser, "wirt eject web", "wirt eject old --drive fd")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,11 +14,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
     parser.add_argument("image", metavar="IMAGE", help="image file, or a drive of this host")
     add_drive(parser)
-    parser.add_argument("--format", default="", help="of the image, instead of what its bytes say")
+    parser.add_argument("--format", default="", help="of the image (raw)")
     example(
         parser,
         "wirt insert web tools.iso",
-        "wirt insert old --drive floppy0 disk2.img --format raw",
+        "wirt insert old --drive fd disk2.img",
+        "wirt insert web tools.qcow2 --format qcow2",
     )
 
 
