@@ -12,6 +12,7 @@ import os
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.vm.conftest import scratch_home
@@ -20,14 +21,17 @@ from tests.vm.test_fork_faults import kill_at
 from wirt.errors import AmbiguousFormat, NotFound, QemuError, UsageError, WrongState
 from wirt.image.create import create_image
 from wirt.protocols.qmp.messages import BlockInfo, BlockNodeInfo
-from wirt.store.record import read_record
+from wirt.spec.disk import Disk
+from wirt.spec.hardware import Boot
+from wirt.spec.machine import Machine
+from wirt.store.record import Record, read_record
 from wirt.vm import medium
 from wirt.vm.create import Wish, create
 from wirt.vm.description import load_spec, load_started
 from wirt.vm.forking.fork import fork
 from wirt.vm.medium import eject, insert
 from wirt.vm.monitor import connect
-from wirt.vm.start import start
+from wirt.vm.start import for_our_kernel, start
 
 pytestmark = pytest.mark.needs_qemu
 
@@ -109,6 +113,16 @@ def test_the_verbs_tell_what_they_did(context, cli, discs):
     missing = cli("insert", "told", "/nowhere.iso")
     assert (missing.returncode, missing.stdout) == (20, b"")
     assert b"/nowhere.iso" in missing.stderr
+
+
+def test_the_kernel_of_an_image_of_ours_looks_at_drives():
+    plain = Machine(name="a", boot=Boot(cmdline="root=/dev/vda"), disks=(Disk(image="a"),))
+    drive = Disk(media="cdrom", bus="sata")
+    with_drive = msgspec.structs.replace(plain, disks=(*plain.disks, drive))
+    for machine, words in ((plain, ""), (with_drive, " block.events_dfl_poll_msecs=2000")):
+        ours = for_our_kernel(machine, Record(image_id="one"), "kvm")
+        assert ours.boot.cmdline == f"root=/dev/vda{words}"
+    assert for_our_kernel(with_drive, Record(), "kvm") == with_drive
 
 
 def shown(context, name, drive="cd") -> str:
@@ -228,7 +242,7 @@ def test_a_running_machine_gets_other_discs(host, discs, monkeypatch):
     shell("exec 9</dev/sr0; sleep 1000 & echo $! > /tmp/holder")
     assert drives_of(context, "host")["cd"].locked
     monkeypatch.setattr(medium, "_LET_GO_SECONDS", 0.2)  # this guest does not look
-    with pytest.raises(WrongState, match="holds") as raised:
+    with pytest.raises(WrongState, match="does not let go") as raised:
         insert(context, "host", str(two), drive="cd")
     assert "--force" in raised.value.hint
     assert load_spec(paths).disks[1].image == load_started(paths).disks[1].image == str(one)

@@ -15,6 +15,9 @@ RECORD_VERSION = 1
 # What an emulated processor gains nothing by: mitigations of hardware's faults, and clearing
 # memory that the host gave zeroed. To be appended to a command line under TCG only.
 TCG_ARGUMENTS = "mitigations=off init_on_alloc=0"
+# To look every two seconds at drives whose medium can change, as distributions let udev set it:
+# a guest that does not look keeps a disc that somebody wants back.
+REMOVABLE_ARGUMENTS = "block.events_dfl_poll_msecs=2000"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+:-]{0,79}")
 
 

@@ -52,6 +52,11 @@ def is_read_only(disk: Disk) -> bool:
     return disk.read_only or disk.media == "cdrom"
 
 
+def is_removable(disk: Disk) -> bool:
+    """True for a drive whose medium can be taken out."""
+    return disk.media == "cdrom" or disk.bus == "floppy"
+
+
 def is_discarding(disk: Disk) -> bool:
     """True if the guest's writes go to an overlay that is thrown away."""
     return disk.discard_writes and not is_read_only(disk)

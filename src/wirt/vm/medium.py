@@ -22,7 +22,14 @@ from wirt.image.probe import probe_file
 from wirt.protocols.qmp.client import QmpClient
 from wirt.protocols.qmp.messages import BlockInfo, BlockNodeInfo, FdsetAdded, StatusInfo
 from wirt.qapi.value import QapiObject
-from wirt.qemu.block import disk_id, disk_nodes, is_discarding, limits_objects, node_name
+from wirt.qemu.block import (
+    disk_id,
+    disk_nodes,
+    is_discarding,
+    is_removable,
+    limits_objects,
+    node_name,
+)
 from wirt.qemu.runtime import Runtime
 from wirt.spec.disk import Disk
 from wirt.spec.machine import Machine
@@ -112,7 +119,7 @@ def _find_drive(machine: Machine, name: str) -> int:
     removable = {
         disk_id(disk, index): index
         for index, disk in enumerate(machine.disks)
-        if disk.media == "cdrom" or disk.bus == "floppy"
+        if is_removable(disk)
     }
     if not removable:
         raise NotFound(
@@ -236,8 +243,8 @@ class _Running:
         while not self._is_open(qmp):
             if time.monotonic() > deadline:
                 raise WrongState(
-                    f"the guest of {self._paths.name} holds what is in {self._name}: "
-                    + ("it is mounted there" if running else "and it is paused"),
+                    f"the guest of {self._paths.name} does not let go of what is in {self._name}: "
+                    + ("it has mounted it, or it does not look" if running else "it is paused"),
                     hint="unmount it in the guest; or take it away all the same: --force",
                 )
             time.sleep(_POLL_SECONDS)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from wirt.catalog.image import TCG_ARGUMENTS
+from wirt.catalog.image import REMOVABLE_ARGUMENTS, TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
@@ -24,6 +24,7 @@ from wirt.host.process_id import ProcessId
 from wirt.host.qemu_probe import probe
 from wirt.protocols.qmp.messages import StatusInfo
 from wirt.qapi.capabilities import Capabilities
+from wirt.qemu.block import is_removable
 from wirt.qemu.compile import arguments
 from wirt.qemu.nic import idle_port, nic_id, unplugged_links
 from wirt.qemu.render import argv as render
@@ -129,7 +130,7 @@ def start_locked(context: Context, paths: VmPaths, *, paused: bool = False) -> N
     )
     memory = prepare_memory(context, paths, machine, record, accelerator)
     write_file(paths.started, msgspec.json.encode(machine), durable=False)
-    machine = for_tcg(machine, record, accelerator.name)
+    machine = for_our_kernel(machine, record, accelerator.name)
     runtime = replace(
         runtime_of(paths, machine, accelerator),
         fd_paths={image: fd for image, (fd, _) in descriptors.items()},
@@ -242,12 +243,20 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
     )
 
 
-def for_tcg(machine: Machine, record: Record, accelerator: str) -> Machine:
-    """A kernel of our own image need not guard a CPU that is emulated."""
+def for_our_kernel(machine: Machine, record: Record, accelerator: str) -> Machine:
+    """Tell the kernel of an image of ours what this machine is.
+
+    It need not guard a CPU that is emulated, and must look at drives that have a tray.
+    """
     boot = machine.boot
-    if accelerator != "tcg" or not record.image_id or not boot.cmdline:
+    if not record.image_id or not boot.cmdline:
         return machine
-    boot = msgspec.structs.replace(boot, cmdline=f"{boot.cmdline} {TCG_ARGUMENTS}")
+    words = [boot.cmdline]
+    if accelerator == "tcg":
+        words.append(TCG_ARGUMENTS)
+    if any(is_removable(disk) for disk in machine.disks):
+        words.append(REMOVABLE_ARGUMENTS)
+    boot = msgspec.structs.replace(boot, cmdline=" ".join(words))
     return msgspec.structs.replace(machine, boot=boot)
 
 

@@ -61,7 +61,7 @@ from wirt.vm.forking.source import Frozen, Source
 from wirt.vm.forking.stream import Copying
 from wirt.vm.monitor import connect
 from wirt.vm.network.uplinks import Uplinks, make_uplinks
-from wirt.vm.start import DEFAULT_BINARY, for_tcg
+from wirt.vm.start import DEFAULT_BINARY, for_our_kernel
 from wirt.vm.tpm import with_tpm
 
 SAVE_SECONDS = 120.0
@@ -214,7 +214,9 @@ class _HandingOver:
             os.chown(paths.next_runtime, record.uid, record.uid)
         lock = join_run_lock(paths.run_lock)
         try:
-            machine = for_tcg(without_forwards(manifest.machine), record, manifest.accelerator)
+            machine = for_our_kernel(
+                without_forwards(manifest.machine), record, manifest.accelerator
+            )
             return begin_incoming(
                 ground,
                 paths,

@@ -49,7 +49,7 @@ from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keeping import start_keeper
 from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
-from wirt.vm.start import for_tcg
+from wirt.vm.start import for_our_kernel
 from wirt.vm.tpm import copy_state, with_tpm
 
 
@@ -183,7 +183,7 @@ class Birth:
         paths = self._take_name()
         failpoint("child-published")
         make_runtime(paths, record)
-        machine = for_tcg(self._for_qemu(), record, self.ground.manifest.accelerator)
+        machine = for_our_kernel(self._for_qemu(), record, self.ground.manifest.accelerator)
         lock = take_run_lock(paths.run_lock)
         try:
             return begin_incoming(
