@@ -95,7 +95,7 @@ def _machine(
     try:
         source = resolve_or_build(context, image or config.getini("wirt_image") or DEFAULT_IMAGE)
         made = temporary(context, source, Wish(settings=tree | settings), timeout=BOOT_SECONDS)
-        name = made.__enter__()
+        name = made.__enter__().name
     except (MissingDependency, NotFound) as error:
         pytest.skip(f"{error.message}; {error.hint}" if error.hint else error.message)
     try:

@@ -13,11 +13,14 @@ import msgspec
 import pytest
 
 from tests.vm.conftest import Cli, scratch_home
+from wirt.protocols.qga.client import AgentClient
 from wirt.store import states
 from wirt.store.atomic import write_file
 from wirt.store.record import read_record
+from wirt.vm.channels import AGENT
 from wirt.vm.create import Wish as Make
 from wirt.vm.create import create
+from wirt.vm.execute import Order, execute
 from wirt.vm.forking.fork import fork
 from wirt.vm.forking.freeze import freeze
 from wirt.vm.forking.spawn import Wish, spawn_from
@@ -152,6 +155,44 @@ def test_a_command_and_a_connection_live_through_a_fork(source):
         assert seen == list(range(1, len(seen) + 1))
     finally:
         Vm("beside", source.context).remove(force=True)
+
+
+POLICY = ["cut", "-d", " ", "-f", "41", "/proc/self/stat"]
+UNTIL_LIKE_ALL = "until [ $(cut -d ' ' -f 41 /proc/$$/stat) = 0 ]; do sleep 0.1; done"
+
+
+def test_the_command_that_a_fork_was_made_for_has_a_head_start(source):
+    """By the port of the identity, and before what the new clock and name woke up."""
+    frozen = freeze(source.context, "src")
+    try:
+        made = spawn_from(source.context, frozen.state, "quick", Wish(keep_port=True))
+
+        def told(*argv):
+            said = []
+            order = Order(argv, stdout=said.append, timeout=60)
+            assert execute(source.context, "quick", order, made.port) == 0
+            return b"".join(said).decode().strip()
+
+        with made.port:
+            assert told(*POLICY) == "1"  # SCHED_FIFO
+            assert told(*POLICY) == "0"
+            assert run(source, "quick", "hostname").strip() == "quick"  # others have other ports
+        Vm("quick", source.context).remove(force=True)
+        made = spawn_from(source.context, frozen.state, "quick", Wish(keep_port=True))
+        with made.port:
+            told("sh", "-c", UNTIL_LIKE_ALL)
+    finally:
+        states.release(frozen.state, states.process_label())
+        Vm("quick", source.context).remove(force=True)
+
+
+def test_an_agent_that_nobody_talks_to_does_not_wake_up(source):
+    socket = source.context.home.vm("src").socket(AGENT)
+    for _ in range(2):
+        with AgentClient.connect(socket, timeout=60) as agent:
+            agent.ping()
+    script = "grep ^voluntary /proc/$(pgrep -x qemu-ga)/status"
+    assert run(source, "src", script) == run(source, "src", f"sleep 2; {script}")
 
 
 def test_the_same_identity_is_kept_where_it_is_asked_for(source):

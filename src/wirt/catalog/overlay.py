@@ -44,6 +44,8 @@ MASKED = (
     "systemd-sysusers.service",
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
+    # The manager of the services of root's own sessions, which are none.
+    "user@0.service",
 )
 _NO_GENERATORS = (
     "systemd-bless-boot-generator",
@@ -65,6 +67,7 @@ _PARTS = {
     "wirt-resolv.path": "etc/systemd/system/wirt-resolv.path",
     "wirt-resolv.service": "etc/systemd/system/wirt-resolv.service",
     "agent.conf": "etc/systemd/system/qemu-guest-agent.service.d/wirt.conf",
+    "helper.conf": "etc/systemd/system/wirt-guest.service.d/agent.conf",
     "journald.conf": "etc/systemd/journald.conf.d/wirt.conf",
     "modprobe.conf": "etc/modprobe.d/wirt.conf",
     "networkd.conf": "etc/systemd/system/systemd-networkd.service.d/wirt.conf",

@@ -12,13 +12,16 @@ from functools import partial
 from wirt.errors import UsageError
 from wirt.vm.context import Context
 from wirt.vm.execute import Order, execute
+from wirt.vm.session import HelperPort
 from wirt.vm.terminal import raw, write_all
 
 
-def run_in_guest(context: Context, name: str, order: Order, *, terminal: bool) -> int:
+def run_in_guest(
+    context: Context, name: str, order: Order, *, terminal: bool, port: HelperPort | None = None
+) -> int:
     """Run ``order``; with ``terminal``, this one is in raw mode meanwhile."""
     if not terminal:
-        return execute(context, name, order)
+        return execute(context, name, order, port)
     if not sys.stdin.isatty():
         raise UsageError("-t needs a terminal on standard input", hint="leave -t out")
     fd = sys.stdin.fileno()
@@ -28,7 +31,7 @@ def run_in_guest(context: Context, name: str, order: Order, *, terminal: bool) -
         order, stdin=fd, terminal=(rows, columns), on_terminal=partial(_follow_size, fd)
     )
     with raw(fd):
-        return execute(context, name, order)
+        return execute(context, name, order, port)
 
 
 def _follow_size(fd: int, resize: Callable[[int, int], None]) -> None:

@@ -11,6 +11,9 @@ import msgspec
 
 from wirt.errors import HostError
 
+_FIELDS = 20
+"""As many as we look at, from the third on: up to starttime."""
+
 
 class ProcessId(msgspec.Struct, frozen=True):
     """A process named by pid and start time (clock ticks since boot): never a stranger's.
@@ -61,6 +64,13 @@ class ProcessId(msgspec.Struct, frozen=True):
         """Kill this very process."""
         return self.signal(signal.SIGKILL)
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that all its threads have used; 0.0 if it is gone."""
+        fields = _fields(self.pid)
+        if len(fields) < _FIELDS or int(fields[19]) != self.start_ticks:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
+
     def wait(self, timeout: float) -> bool:
         """Wait for its end, also if it is no child of ours; False after ``timeout`` seconds."""
         fd = self._open()
@@ -85,12 +95,14 @@ def _start_ticks(pid: int) -> int | None:
 
 def _stat(pid: int) -> tuple[bytes, int | None]:
     """Return the state and the start time of a process; no time if there is none."""
+    fields = _fields(pid)
+    return (fields[0], int(fields[19])) if len(fields) >= _FIELDS else (b"", None)
+
+
+def _fields(pid: int) -> list[bytes]:
+    """Return the fields of proc(5)'s stat from the third on; none of a process that is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()  # the name may hold spaces and ")"
     except (FileNotFoundError, ProcessLookupError):
-        return b"", None
-    # Fields 3 (state) and 22 (starttime) of proc(5); the name may hold spaces and parentheses.
-    if len(after_name) < 20:
-        return b"", None
-    return after_name[0], int(after_name[19])
+        return []

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wirt.errors import Busy, GuestError, ProtocolError, Timeout, UsageError
+from wirt.protocols.guest.client import GuestSession
 from wirt.store.layout import VmPaths
 from wirt.store.machines import find
 from wirt.vm import state
 from wirt.vm.channels import AGENT, HELPERS, open_ports
 from wirt.vm.context import Context
 from wirt.vm.monitor import connect
-from wirt.vm.session import guest_session
+from wirt.vm.session import HelperPort, guest_session
 
 Sink = Callable[[bytes], None]
 
@@ -47,17 +48,21 @@ class Order:
     """Is given the function that tells the guest's terminal its new rows and columns."""
 
 
-def execute(context: Context, name: str, order: Order) -> int:
+def execute(context: Context, name: str, order: Order, port: HelperPort | None = None) -> int:
     """Run a command in a guest; return its exit code (128 + number for a signal).
 
-    Raises WrongState, GuestError when no way into the guest is open, Timeout, ProtocolError.
+    ``port`` is one to the guest's helper that is open already. Raises WrongState, GuestError
+    when no way into the guest is open, Timeout, ProtocolError.
     """
     if not order.argv:
         raise UsageError("no command given", hint=f"wirt exec {name} -- uname -a")
+    if port is not None:
+        return _by_helper(port.session, order)
     paths = find(context.home, name)
     way = way_in(paths)
     if way == "helper":
-        return _by_helper(paths, order)
+        with guest_session(paths, timeout=CONNECT_SECONDS) as session:
+            return _by_helper(session, order)
     return _by_agent(context, paths, order)
 
 
@@ -93,21 +98,20 @@ def _helper_answers(paths: VmPaths) -> bool:
         return False
 
 
-def _by_helper(paths: VmPaths, order: Order) -> int:
-    with guest_session(paths, timeout=CONNECT_SECONDS) as session:
-        if order.on_terminal:
-            order.on_terminal(session.resize)
-        return session.exec(
-            list(order.argv),
-            env=dict(order.env),
-            cwd=order.cwd or None,
-            user=order.user or None,
-            stdin=order.stdin,
-            stdout=order.stdout,
-            stderr=order.stderr,
-            timeout=order.timeout,
-            pty_size=order.terminal,
-        )
+def _by_helper(session: GuestSession, order: Order) -> int:
+    if order.on_terminal:
+        order.on_terminal(session.resize)
+    return session.exec(
+        list(order.argv),
+        env=dict(order.env),
+        cwd=order.cwd or None,
+        user=order.user or None,
+        stdin=order.stdin,
+        stdout=order.stdout,
+        stderr=order.stderr,
+        timeout=order.timeout,
+        pty_size=order.terminal,
+    )
 
 
 def _by_agent(context: Context, paths: VmPaths, order: Order) -> int:

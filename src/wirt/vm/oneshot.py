@@ -6,7 +6,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from wirt.errors import (
     HostError,
@@ -22,13 +23,15 @@ from wirt.host.process_id import ProcessId
 from wirt.store.layout import Home
 from wirt.store.machines import machine_names
 from wirt.store.record import read_record
+from wirt.store.states import State
 from wirt.store.templates import making, remove_template
 from wirt.vm.context import Context
 from wirt.vm.create import Wish, create
+from wirt.vm.forking.spawn import Spawned, nothing, spawn_from
 from wirt.vm.forking.spawn import Wish as SpawnWish
-from wirt.vm.forking.spawn import nothing, spawn_from
 from wirt.vm.pool import PREFIX, claim, refill_behind
 from wirt.vm.remove import remove
+from wirt.vm.session import HelperPort
 from wirt.vm.source import Source
 from wirt.vm.start import start
 from wirt.vm.template import Sought, find_warm, make_warm, seek
@@ -58,6 +61,14 @@ def bring_up(
         wait_for_guest(context, name, timeout=timeout)
 
 
+@dataclass(slots=True)
+class OneShot:
+    """A machine that lives for a command, and the port to its helper where that is open."""
+
+    name: str
+    port: HelperPort | None = None
+
+
 @contextlib.contextmanager
 def temporary(
     context: Context,
@@ -66,31 +77,36 @@ def temporary(
     *,
     timeout: float,
     cold: bool = False,
+    keep_port: bool = False,
     meanwhile: Callable[[], None] = nothing,
-) -> Iterator[str]:
-    """Yield the name of a running machine that is removed at the end, whatever happens.
+) -> Iterator[OneShot]:
+    """Yield a running machine that is removed at the end, whatever happens.
 
     It is one that waits in a pool, or a fork of a template where one fits; else it boots, and
     becomes one. ``cold`` does without. If this process is killed, the next one that makes a
-    machine removes it.
+    machine removes it. ``keep_port`` leaves the port open by which a fork got its identity.
     ``meanwhile`` is called when a fork's QEMU is starting, which takes a moment.
     """
     remove_orphans(context)
-    name = f"{PREFIX}{os.urandom(4).hex()}"
+    made = OneShot(f"{PREFIX}{os.urandom(4).hex()}")
+    birth = SpawnWish(temporary=True, reboots=False, keep_port=keep_port)
+    spawn = partial(spawn_from, context, wish=birth, meanwhile=meanwhile)
     sought = None if cold else seek(context, source, wish)
     waiting = claim(context, sought.fingerprint) if sought is not None else None
     try:
         if waiting is not None:
             context.say(f"taken from the pool: {waiting}")
-            name = waiting
+            made.name = waiting
         elif sought is None:
-            bring_up(context, name, source, replace(wish, temporary=True), timeout=timeout)
+            bring_up(context, made.name, source, replace(wish, temporary=True), timeout=timeout)
         else:
-            _warm_up(context, name, sought, wish, timeout, meanwhile)
-        yield name
+            _warm_up(context, made, sought, wish, timeout, spawn)
+        yield made
     finally:
-        if name in machine_names(context.home):
-            remove(context, name, force=True)
+        if made.port is not None:
+            made.port.close()
+        if made.name in machine_names(context.home):
+            remove(context, made.name, force=True)
         if sought is not None:
             refill_behind(context, sought.fingerprint)
 
@@ -111,20 +127,20 @@ def ensure_warm(context: Context, source: Source, wish: Wish, *, timeout: float)
 
 def _warm_up(
     context: Context,
-    name: str,
+    made: OneShot,
     sought: Sought,
     wish: Wish,
     timeout: float,
-    meanwhile: Callable[[], None],
+    spawn: Callable[[State, str], Spawned],
 ) -> None:
     """Fork the template; the first who needs it makes it, others wait for that."""
     deadline = time.monotonic() + timeout
-    while not _forked(context, name, sought, meanwhile):
+    while not _forked(context, made, sought, spawn):
         with making(context.home, sought.fingerprint) as ours:
             if ours:
                 temporary_wish = replace(wish, temporary=True)
-                bring_up(context, name, sought.image, temporary_wish, timeout=timeout)
-                make_warm(context, sought, name)
+                bring_up(context, made.name, sought.image, temporary_wish, timeout=timeout)
+                make_warm(context, sought, made.name)
                 return
         if time.monotonic() > deadline:
             raise Timeout(
@@ -134,13 +150,14 @@ def _warm_up(
         time.sleep(_POLL_SECONDS)
 
 
-def _forked(context: Context, name: str, sought: Sought, meanwhile: Callable[[], None]) -> bool:
+def _forked(
+    context: Context, made: OneShot, sought: Sought, spawn: Callable[[State, str], Spawned]
+) -> bool:
     state = find_warm(context, sought)
     if state is None:
         return False
     try:
-        wish = SpawnWish(temporary=True, reboots=False)
-        made = spawn_from(context, state, name, wish, meanwhile=meanwhile)
+        spawned = spawn(state, made.name)
     except NotFound:
         return False  # removed just now
     except NoSpace:
@@ -150,7 +167,8 @@ def _forked(context: Context, name: str, sought: Sought, meanwhile: Callable[[],
         with contextlib.suppress(NotFound):
             remove_template(context.home, sought.fingerprint)
         return False
-    context.say(f"forked from template {sought.fingerprint} in {made.running:.2f} s")
+    made.port = spawned.port
+    context.say(f"forked from template {sought.fingerprint} in {spawned.running:.2f} s")
     return True
 
 

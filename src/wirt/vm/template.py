@@ -24,7 +24,9 @@ from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
 from wirt.store import templates as store
 from wirt.store.kept_memory import keep_memory
+from wirt.store.layout import VmPaths
 from wirt.store.machines import find
+from wirt.store.record import read_record
 from wirt.store.states import State, find_state
 from wirt.store.templates import Template
 from wirt.units import GIB, parse_size
@@ -39,6 +41,9 @@ from wirt.vm.start import DEFAULT_BINARY
 
 DEFAULT_BUDGET = 8 * GIB
 _QUIET_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+_IDLE = 0.1
+"""Of a processor: what a guest uses at most that only keeps itself going."""
 # A seed on the disk would be the same in all forks; what is in memory only would be lost to
 # a machine that is started from the disk.
 _QUIET = "rm -f /var/lib/systemd/random-seed; sync"
@@ -120,6 +125,7 @@ def _make(context: Context, sought: Sought, name: str) -> Template:
     with guest_session(paths, timeout=_QUIET_SECONDS) as session:
         _rehearse(session)
         session.exec(["sh", "-c", _QUIET], timeout=_QUIET_SECONDS)
+    _settle(paths)
     machine = load_started(paths)
     frozen = freeze(context, name, label=store.hold_label(sought.fingerprint))
     keep_memory(frozen.state)
@@ -145,6 +151,17 @@ def _rehearse(session: GuestSession) -> None:
     session.exec(["true"], timeout=_QUIET_SECONDS)
     hostname = session.info(timeout=_QUIET_SECONDS).hostname
     session.set_identity(Identity(os.urandom(32), hostname), timeout=_QUIET_SECONDS)
+
+
+def _settle(paths: VmPaths) -> None:
+    """Return when the guest has nothing to do any more: all forks would do it once again."""
+    run = read_record(paths.record).run
+    deadline = time.monotonic() + _QUIET_SECONDS
+    while run is not None and time.monotonic() < deadline:
+        used = run.process.cpu_seconds()
+        time.sleep(_LOOK_SECONDS)
+        if run.process.cpu_seconds() - used < _IDLE * _LOOK_SECONDS:
+            return
 
 
 def _replace_older(context: Context, template: Template) -> None:

@@ -309,5 +309,5 @@ def run(
     """Yield a running machine whose guest answers; it is removed when the block ends."""
     context = context or Context()
     source = resolve_or_build(context, image, image_format=image_format)
-    with oneshot.temporary(context, source, Wish(settings=settings), timeout=timeout) as name:
-        yield Vm(name, context)
+    with oneshot.temporary(context, source, Wish(settings=settings), timeout=timeout) as made:
+        yield Vm(made.name, context)

@@ -12,7 +12,7 @@ from wirt.errors import UsageError
 from wirt.units import parse_duration
 from wirt.vm import state
 from wirt.vm.context import Context
-from wirt.vm.oneshot import bring_up, temporary
+from wirt.vm.oneshot import OneShot, bring_up, temporary
 from wirt.vm.source import CdFile, resolve_or_build
 
 
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
             hint=f"wirt run {args.image} --name {args.name}, then wirt exec {args.name} -- …",
         )
     with temporary(
-        context, source, wish, timeout=timeout, cold=args.cold, meanwhile=_get_ready
-    ) as name:
-        return _run_in_guest(context, name, args)
+        context, source, wish, timeout=timeout, cold=args.cold, keep_port=True, meanwhile=_get_ready
+    ) as made:
+        return _run_in_guest(context, made, args)
 
 
 def _get_ready() -> None:
@@ -67,7 +67,7 @@ def _get_ready() -> None:
     from wirt.cli import terminal as _terminal  # noqa: F401 - only its import counts
 
 
-def _run_in_guest(context: Context, name: str, args: argparse.Namespace) -> int:
+def _run_in_guest(context: Context, made: OneShot, args: argparse.Namespace) -> int:
     from wirt.cli.terminal import run_in_guest, stdin_or_none, writer
     from wirt.vm.execute import Order
 
@@ -77,7 +77,7 @@ def _run_in_guest(context: Context, name: str, args: argparse.Namespace) -> int:
         stdout=writer(sys.stdout.fileno()),
         stderr=writer(sys.stderr.fileno()),
     )
-    return run_in_guest(context, name, order, terminal=args.tty)
+    return run_in_guest(context, made.name, order, terminal=args.tty, port=made.port)
 
 
 def _name_from(image: str) -> str:

@@ -61,7 +61,7 @@ def _set(agent: AgentClient, identity: Identity, timeout: float) -> Outcome:
     failed = []
     if identity.set_clock:
         try:
-            agent.set_time(time.time())
+            agent.set_time(time.time(), timeout=timeout)
         except WirtError as error:
             failed.append(f"the clock ({error})")
     for what, script, text in _scripts(identity):

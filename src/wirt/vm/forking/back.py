@@ -100,7 +100,7 @@ class Return(Birth):
         paths, incoming = self._made.paths, self._incoming
         sync_directory(os.path.dirname(paths.root))
         detach(incoming.starting.process)
-        self._session = lay_before(paths, self._machine, self._identity)
+        self._port = lay_before(paths, self._machine, self._identity)
         try:
             self._record = finish(
                 self.context, paths, self._record, qmp=incoming.qmp,
@@ -108,12 +108,12 @@ class Return(Birth):
                 messages_fd=incoming.launched.messages_fd if incoming.launched else None,
             )  # fmt: skip
             return await_answer(
-                self._session, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
+                self._port, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
             )
         finally:
             incoming.release()
-            if self._session is not None:
-                self._session.close()
+            if self._port is not None:
+                self._port.close()
 
 
 def as_before(record: Record, was: Record, **changes: object) -> Record:

@@ -12,7 +12,6 @@ import re
 import msgspec
 
 from wirt.errors import WirtError
-from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
 from wirt.protocols.qmp.client import QmpClient
 from wirt.spec.machine import Machine
@@ -22,9 +21,9 @@ from wirt.store.record import IdentityDue
 from wirt.store.states import GuestFacts
 from wirt.vm.channels import AGENT, HELPERS
 from wirt.vm.forking.outcome import Outcome
+from wirt.vm.session import HelperPort
 
 IDENTITY_SECONDS = 60.0
-_OPEN_SECONDS = 10.0
 _STEPS = {
     "time": "the clock",
     "seed": "random numbers",
@@ -64,17 +63,21 @@ def host_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:63] or "fork"
 
 
-def lay_before(paths: VmPaths, machine: Machine, identity: Identity) -> GuestSession | None:
+def lay_before(paths: VmPaths, machine: Machine, identity: Identity) -> HelperPort | None:
     """Put the request into the helper's port of a guest that does not run yet."""
     if HELPERS[0] not in {channel.name for channel in machine.channels}:
         return None
-    session = GuestSession.open(paths.socket(HELPERS[0]), timeout=_OPEN_SECONDS)
-    session.send_identity(identity)
-    return session
+    port = HelperPort.open(paths)
+    try:
+        port.session.send_identity(identity)
+    except BaseException:
+        port.close()
+        raise
+    return port
 
 
 def await_answer(
-    session: GuestSession | None,
+    port: HelperPort | None,
     paths: VmPaths,
     due: IdentityDue,
     identity: Identity,
@@ -82,9 +85,9 @@ def await_answer(
     timeout: float,
 ) -> Outcome:
     """Return what became of the request; where there is no helper, ask the agent."""
-    if session is not None and due.helper:
+    if port is not None and due.helper:
         try:
-            answer = session.identity_answer(timeout=timeout)
+            answer = port.session.identity_answer(timeout=timeout)
         except WirtError as error:
             return Outcome(unchanged=(f"the guest's helper did not answer: {error}",))
         failed = (f"{_STEPS.get(step, step)} ({why})" for step, why in answer.failed.items())
@@ -107,14 +110,14 @@ def with_kept(outcome: Outcome, machine: Machine, *, same: bool) -> Outcome:
 def run_first_time(paths: VmPaths, machine: Machine, due: IdentityDue, qmp: QmpClient) -> Outcome:
     """Let a fork run that was made paused: it becomes another first."""
     identity = identity_of(due, machine)
-    session = lay_before(paths, machine, identity)
+    port = lay_before(paths, machine, identity)
     try:
         qmp.execute("cont")
-        outcome = await_answer(session, paths, due, identity, timeout=IDENTITY_SECONDS)
+        outcome = await_answer(port, paths, due, identity, timeout=IDENTITY_SECONDS)
         return with_kept(outcome, machine, same=due.same)
     finally:
-        if session is not None:
-            session.close()
+        if port is not None:
+            port.close()
 
 
 def _asks(identity: Identity, field: str) -> bool:

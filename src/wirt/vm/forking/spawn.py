@@ -19,7 +19,6 @@ import msgspec
 from wirt.host.failpoint import failpoint
 from wirt.host.process import detach
 from wirt.host.process_id import ProcessId
-from wirt.protocols.guest.client import GuestSession
 from wirt.spec import toml
 from wirt.spec.machine import Machine
 from wirt.spec.nic import Backend, Nic
@@ -49,6 +48,7 @@ from wirt.vm.fresh import random_mac, random_uuid
 from wirt.vm.keeping import start_keeper
 from wirt.vm.network.uplinks import make_uplinks, open_forwards, release_all
 from wirt.vm.ownership import choose_uid, give, make_runtime
+from wirt.vm.session import HelperPort
 from wirt.vm.start import for_our_kernel
 from wirt.vm.tpm import copy_state, with_tpm
 
@@ -60,7 +60,8 @@ class Wish(msgspec.Struct, frozen=True):
     nothing outside sees. ``paused``: it does not run yet. ``temporary``: removed when this
     process has ended. ``reboots`` False leaves out the kernel that is booted directly, which
     saves memory in a machine that will not start it again. ``networks`` plugs cards into other
-    networks: index of the card → backend. ``pool``: it waits there, paused.
+    networks: index of the card → backend. ``pool``: it waits there, paused. ``keep_port``: the
+    port by which the guest got its identity stays open, for a command; the caller closes it.
     """
 
     same_identity: bool = False
@@ -69,6 +70,7 @@ class Wish(msgspec.Struct, frozen=True):
     reboots: bool = True
     networks: Mapping[int, Backend] = msgspec.field(default_factory=dict)
     pool: str = ""
+    keep_port: bool = False
 
 
 AS_USUAL = Wish()
@@ -83,6 +85,8 @@ class Spawned(msgspec.Struct, frozen=True):
     forwards: tuple[tuple[str, int, int], ...] = ()
     identity: Outcome = Outcome()
     notes: tuple[str, ...] = ()
+    port: HelperPort | None = None
+    """The guest's helper, that answered; only if it was asked for."""
 
 
 def nothing() -> None:
@@ -134,7 +138,7 @@ class Birth:
         self._made = made
         self._began = time.monotonic()
         self._running = 0.0
-        self._session: GuestSession | None = None
+        self._port: HelperPort | None = None
         manifest = ground.manifest
         spec, self._notes = self._describe()
         self._record = record_of(context, ground, wish)
@@ -213,7 +217,7 @@ class Birth:
             identity_due=self._due if self.wish.paused else None,
         )
         if not self.wish.paused:
-            self._session = lay_before(paths, self._machine, self._identity)
+            self._port = lay_before(paths, self._machine, self._identity)
             self._incoming.qmp.execute("cont")
         self._running = time.monotonic() - self._began
         failpoint("child-runs")
@@ -247,8 +251,7 @@ class Birth:
 
     def undo(self) -> None:
         """Leave nothing of a machine that failed on its way."""
-        if self._session is not None:
-            self._session.close()
+        self._close_port()
         self._incoming.end()
         self._unmake()
 
@@ -260,21 +263,32 @@ class Birth:
     def settle(self) -> Spawned:
         """Return when the guest has said who it is."""
         paths = self._made.paths
-        outcome = Outcome()
-        if not self.wish.paused:
-            outcome = await_answer(
-                self._session, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
-            )
-            outcome = with_kept(outcome, self._machine, same=self.wish.same_identity)
-        if self._session is not None:
-            self._session.close()
+        kept = False
+        try:
+            outcome = Outcome() if self.wish.paused else self._become(paths)
+            kept = self.wish.keep_port and outcome.by == "helper"
+        finally:
+            if not kept:
+                self._close_port()
         return Spawned(
             name=paths.name,
             running=self._running,
             forwards=self._record.run.forwards if self._record.run else (),
             identity=outcome,
             notes=self._notes,
+            port=self._port,
         )
+
+    def _become(self, paths: VmPaths) -> Outcome:
+        outcome = await_answer(
+            self._port, paths, self._due, self._identity, timeout=IDENTITY_SECONDS
+        )
+        return with_kept(outcome, self._machine, same=self.wish.same_identity)
+
+    def _close_port(self) -> None:
+        if self._port is not None:
+            self._port.close()
+            self._port = None
 
 
 def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
