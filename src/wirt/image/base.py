@@ -225,6 +225,8 @@ class WritableImage(Image):
 
     new_is_zero: ClassVar[bool] = True
     """A new one reads as zeros."""
+    writes_in_any_order: ClassVar[bool] = False
+    """Where bytes end up does not depend on what came before, so threads may write at once."""
 
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...

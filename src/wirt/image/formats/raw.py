@@ -26,6 +26,7 @@ class RawImage(DirectAllocator, Resizable):
     """A file whose bytes are the disk's. A partial last sector is filled up with zeros."""
 
     format_name = "raw"
+    writes_in_any_order = True
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
