@@ -156,6 +156,13 @@ class Storage(ABC):
         """Free the range so that it reads as zeros; False where that cannot be done."""
         return False
 
+    def reserve(self, offset: int, length: int) -> bool:
+        """Take the space for the range, whose bytes stay; False where that cannot be done.
+
+        Raises ImageNoSpace, ImageIoError.
+        """
+        return False
+
     def __enter__(self) -> Self:
         return self
 

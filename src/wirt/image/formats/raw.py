@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from wirt.errors import ImageNoSpace, OutOfBounds, UsageError
+from wirt.errors import OutOfBounds, UsageError
 from wirt.image.base import (
     DirectAllocator,
     Extent,
@@ -120,14 +120,7 @@ def preallocate(storage: Storage, start: int, end: int, how: str) -> None:
         return
     if how not in {"falloc", "full"}:
         raise UsageError(f"Unsupported preallocation mode: {how}", hint="off, falloc or full")
-    import os
-
-    fd = storage.fileno()
-    if how == "falloc" and fd is not None:
-        try:
-            os.posix_fallocate(fd, start, end - start)
-        except OSError as error:
-            raise ImageNoSpace(error.strerror or str(error), path=storage.name) from error
+    if how == "falloc" and storage.reserve(start, end - start):
         return
     for offset in range(start, end, len(_ZEROES)):
         storage.pwrite(offset, memoryview(_ZEROES)[: end - offset])
