@@ -156,6 +156,13 @@ class Storage(ABC):
         """Free the range so that it reads as zeros; False where that cannot be done."""
         return False
 
+    def reserve(self, offset: int, length: int) -> bool:
+        """Take the space for the range, whose bytes stay; False where that cannot be done.
+
+        Raises ImageNoSpace, ImageIoError.
+        """
+        return False
+
     def __enter__(self) -> Self:
         return self
 
@@ -225,6 +232,8 @@ class WritableImage(Image):
 
     new_is_zero: ClassVar[bool] = True
     """A new one reads as zeros."""
+    writes_in_any_order: ClassVar[bool] = False
+    """Where bytes end up does not depend on what came before, so threads may write at once."""
 
     @abstractmethod
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...

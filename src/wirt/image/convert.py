@@ -124,7 +124,7 @@ def _completed(
 ) -> Converted:
     skipped = _copy_bitmaps(source, image, settings) if settings.bitmaps else ()
     image.flush()
-    return Converted(transfer.lost, skipped)
+    return Converted(sorted(transfer.lost), skipped)
 
 
 def _into_stream(

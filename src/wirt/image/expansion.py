@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from wirt.errors import OutOfBounds
 from wirt.image.base import Budget, ExtentKind, Image
-from wirt.image.concatenated import Concatenated
 from wirt.image.extents import chain_extents
+from wirt.image.layers import layers
 
 
 def refuse_expansion(image: Image, budget: Budget) -> None:
@@ -16,7 +14,8 @@ def refuse_expansion(image: Image, budget: Budget) -> None:
     Only tables are read. Compressed clusters, and many entries for one place, let a few
     MiB stand for TiB; no honest image unfolds ``budget.expansion``-fold.
     """
-    most = max(budget.expansion_floor, budget.expansion * sum(_stored(image)))
+    stored = sum(max(each.storage.size(), each.info().allocated_size) for each in layers(image))
+    most = max(budget.expansion_floor, budget.expansion * stored)
     declared = 0
     for extent in chain_extents(image):
         if extent.kind is ExtentKind.DATA:
@@ -28,15 +27,3 @@ def refuse_expansion(image: Image, budget: Budget) -> None:
                 path=image.storage.name,
                 hint="if you trust the image: --no-limits",
             )
-
-
-def _stored(image: Image) -> Iterator[int]:
-    """Yield the sizes of the files that hold the data, through the chain."""
-    if isinstance(image, Concatenated):
-        for part in image.parts:
-            yield from _stored(part)
-        return
-    layer: Image | None = image
-    while layer is not None:
-        yield max(layer.storage.size(), layer.info().allocated_size)
-        layer = layer.backing

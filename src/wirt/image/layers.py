@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from wirt.errors import ImageAccessDenied, UnsupportedImage, UsageError
 from wirt.image.base import HasSnapshots, Image, OpenGate, Overlay
+from wirt.image.concatenated import Concatenated
 from wirt.image.open import open_image
 
 
@@ -78,7 +79,11 @@ def open_backing(
 
 
 def layers(image: Image) -> Iterator[Image]:
-    """Yield an image and all that it stands on."""
+    """Yield an image and all that it stands on; of several in a row, each with its own."""
+    if isinstance(image, Concatenated):
+        for part in image.parts:
+            yield from layers(part)
+        return
     layer: Image | None = image
     while layer is not None:
         yield layer

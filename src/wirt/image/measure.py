@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from wirt.errors import UnsupportedImage
 from wirt.image.base import ExtentKind, HasBitmaps, Image
 from wirt.image.extents import chain_extents
-from wirt.image.formats.qcow2.create import CreateOptions, new_header
+from wirt.image.formats.qcow2.create import CreateOptions, new_header, refcount_layout
+from wirt.image.formats.qcow2.header import Header
 
 _SECTOR = 512
 _DIRECTORY_ENTRY = 24  # bytes before the name
@@ -64,15 +65,15 @@ def _qcow2(
     size: int, source: Image | None, marked: Image | None, given: Mapping[str, str]
 ) -> Measure:
     options = CreateOptions.parse(given)
-    new_header(size, options)  # refuses what is too large
-    cluster = 1 << options.cluster_bits
+    header = new_header(size, options)
+    cluster = header.cluster_size
     size = -(-size // cluster) * cluster
     data = 0
     if source is not None:
         data = size if options.backing_file else _data(source, cluster)
     if options.preallocation in {"falloc", "full"}:
         data = size
-    whole = size + _metadata(size, options)
+    whole = size + _metadata(size, header)
     if options.encrypted:
         from wirt.image.luks import LuksOptions, payload_sector
 
@@ -97,28 +98,14 @@ def _data(source: Image, cluster: int) -> int:
     return total
 
 
-def _metadata(size: int, options: CreateOptions) -> int:
+def _metadata(size: int, header: Header) -> int:
     """Return the bytes of header, L1, all L2 tables and all refcounts of a full image."""
-    cluster = 1 << options.cluster_bits
-    entry = 16 if options.extended_l2 else 8
+    cluster = header.cluster_size
+    entry = 16 if header.extended_l2 else 8
     tables = -(-(size // cluster) * entry // cluster)
     level1 = -(-tables * 8 // cluster)
     clusters = 1 + tables + level1
-    counted = clusters + size // cluster
-    return (clusters + _refcount_clusters(counted, options)) * cluster
-
-
-def _refcount_clusters(others: int, options: CreateOptions) -> int:
-    """Return how many clusters count ``others`` clusters, and themselves."""
-    cluster = 1 << options.cluster_bits
-    per_block = cluster * 8 >> options.refcount_order
-    own = 0
-    while True:
-        blocks = -(-(others + own) // per_block)
-        table = -(-blocks * 8 // cluster)
-        if blocks + table == own:
-            return own
-        own = blocks + table
+    return (clusters + sum(refcount_layout(clusters + size // cluster, header))) * cluster
 
 
 def _bitmaps(source: HasBitmaps, cluster: int) -> int:

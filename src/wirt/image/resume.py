@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from wirt.image.base import Image
-from wirt.image.concatenated import Concatenated
+from wirt.image.layers import layers
 from wirt.image.storage.file import image_error
 
 _VERSION = 1
@@ -89,16 +89,10 @@ class Resumption:
 
 def _identities(source: Image) -> Iterator[list[int]]:
     """Yield what tells the files of the chain from others, and from later versions."""
-    if isinstance(source, Concatenated):
-        for part in source.parts:
-            yield from _identities(part)
-        return
-    layer: Image | None = source
-    while layer is not None:
+    for layer in layers(source):
         fileno = layer.storage.fileno()
         if fileno is None:
             yield [layer.storage.size()]
         else:
             info = os.fstat(fileno)
             yield [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns]
-        layer = layer.backing

@@ -3,7 +3,8 @@
 Three ways, chosen span by span: the kernel copies what lies verbatim in a file where that
 shares blocks (``copy_file_range``); what is compressed, or is to be, goes through worker
 threads, a bounded number of chunks at a time; all else is read, searched for zeros and
-written. Everything is written in guest order by the calling thread.
+written. Everything is written in guest order by the calling thread, but where order means
+nothing to the target, the thread that unpacked bytes writes them: its cache still has them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from wirt.image.progress import Progress, silent
 from wirt.image.zero_runs import data_runs, is_zero
 
 _CHUNK = 512 << 10
+_CHUNKS_IN_A_ROW = 4  # of one thread: to hand over a job costs as much as to unpack a cluster
 _KERNEL_CHUNK = 64 << 20
 _LARGEST_UNIT = 1 << 20
 _LONGEST_SPAN = 1 << 30
@@ -73,7 +75,7 @@ class Transfer:
     checkpoint: Callable[[int], None] | None = None
     """Called with an offset up to which everything has been written, after each piece."""
     lost: list[tuple[int, int]] = field(default_factory=list)
-    """(offset, length) of what was salvaged as zeros."""
+    """(offset, length) of what was salvaged as zeros, as the threads came upon it."""
     _buffers: list[bytearray] = field(default_factory=list)
     """For reuse: fresh memory costs more than what is read into it."""
 
@@ -183,11 +185,17 @@ class Transfer:
             yield Job(end, partial(self._kernel_copy, extent, offset, end), nothing_more)
 
     def _data_jobs(self, span: Span, unit: int) -> Iterator[Job]:
-        for offset, end in cut(span.offset, span.end, max(_CHUNK // unit, 1) * unit):
-            if self.compress is not None and isinstance(self.target, CompressedWriter):
+        chunk = max(_CHUNK // unit, 1) * unit
+        if self.compress is not None and isinstance(self.target, CompressedWriter):
+            for offset, end in cut(span.offset, span.end, chunk):
                 pack = partial(self._packed, self.compress, offset, end, unit)
                 yield Job(end, pack, partial(self._write_packed, self.target), heavy=True)
-            else:
+        elif span.packed and self.target.writes_in_any_order:
+            for offset, end in cut(span.offset, span.end, chunk * _CHUNKS_IN_A_ROW):
+                copy = partial(self._copy, offset, end, chunk, unit)
+                yield Job(end, copy, nothing_more, heavy=True)
+        else:
+            for offset, end in cut(span.offset, span.end, chunk):
                 read = partial(self._read, offset, end)
                 write = partial(self._write, offset, unit)
                 yield Job(end, read, write, heavy=span.packed)
@@ -203,6 +211,10 @@ class Transfer:
         place = (extent.storage_offset or 0) - extent.offset
         for guest, host, length in target.allocate(offset, end - offset):
             copy_range(extent.storage, place + guest, target.direct_storage, host, length)
+
+    def _copy(self, offset: int, end: int, chunk: int, unit: int) -> None:
+        for at, stop in cut(offset, end, chunk):
+            self._write(at, unit, self._read(at, stop))
 
     def _read(self, offset: int, end: int) -> _Chunk:
         chunk = self._chunk(end - offset)

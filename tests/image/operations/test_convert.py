@@ -20,6 +20,7 @@ from tests.image.operations.support import (
     qemu_img,
 )
 from wirt.errors import (
+    CorruptImage,
     ImageAccessDenied,
     ImageInUse,
     ImageIoError,
@@ -33,6 +34,7 @@ from wirt.image.concatenated import Concatenated
 from wirt.image.convert import ConvertSettings, convert
 from wirt.image.create import create_image
 from wirt.image.extents import chain_extents
+from wirt.image.formats.qcow2.compressed import packed_extent
 from wirt.image.open import open_image
 from wirt.image.transfer import Transfer
 
@@ -324,6 +326,46 @@ def test_unreadable_parts_become_zeros_when_salvaging(tmp_path):
     assert list(done.unreadable) == [(68 * KIB, 4096)]
     model = bytearray(b"\xaa" * MIB)
     model[68 * KIB : 72 * KIB] = bytes(4096)
+    assert target.read_bytes() == model
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """Return a compressed image of several jobs, and its bytes."""
+    data = patterned(3, 12 * MIB, 64 * KIB)
+    raw, path = tmp_path / "packed.raw", tmp_path / "packed.qcow2"
+    raw.write_bytes(data)
+    converted(raw, path, "qcow2", compressed=True)
+    return path, data
+
+
+def test_a_compressed_image_overwrites_an_existing_target_also_with_zeros(packed, tmp_path):
+    path, data = packed
+    target = tmp_path / "target"
+    target.write_bytes(b"\xee" * len(data))
+    converted(path, target, "raw", into_existing=True, workers=4)
+    assert target.read_bytes() == data
+
+
+def test_clusters_that_cannot_be_unpacked_are_named_in_order_when_salvaging(packed, tmp_path):
+    path, data = packed
+    target, model = tmp_path / "target", bytearray(data)
+    broken = [at for at in (2 * MIB, 7 * MIB, 11 * MIB) if any(data[at : at + 64 * KIB])]
+    with opened(path) as image:
+        places = [next(image._mapping.runs(at, 1)).host for at in broken]
+    with path.open("r+b") as file:
+        for entry in places:
+            file.seek(packed_extent(entry, 16)[0])
+            file.write(b"\xff" * 64)  # no kind of deflate block
+    with pytest.raises(CorruptImage):
+        converted(path, target, "raw")
+    assert not target.exists()
+    done = converted(path, target, "raw", salvage=True, workers=4)
+    pieces = [(at + piece, 4096) for at in broken for piece in range(0, 64 * KIB, 4096)]
+    assert len(broken) > 1
+    assert list(done.unreadable) == pieces
+    for at in broken:
+        model[at : at + 64 * KIB] = bytes(64 * KIB)
     assert target.read_bytes() == model
 
 

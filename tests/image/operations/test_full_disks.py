@@ -150,6 +150,16 @@ def unharmed(place, before):
             assert image.check().corruptions == 0
 
 
+def test_a_disk_that_fills_while_threads_write_is_said_and_left_clean(tmp_path):
+    source, packed = tmp_path / "source", tmp_path / "packed"
+    source.write_bytes(random.Random(1).randbytes(MIB) * 12)
+    converted(source, packed, compressed=True)
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4M", "tmpfs") as place:
+        with pytest.raises(ImageNoSpace, match="space"):
+            converted(packed, place / "new", "raw", workers=4)
+        assert not list(place.iterdir())
+
+
 def test_a_device_that_cannot_be_read_is_named_or_salvaged(tmp_path):
     data = random.Random(1).randbytes(MIB)
     store = tmp_path / "store"

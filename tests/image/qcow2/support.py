@@ -41,6 +41,10 @@ class PlainFile(Storage):
     def flush(self) -> None:
         """The tests do not pull the plug of this machine."""
 
+    def reserve(self, offset: int, length: int) -> bool:
+        os.posix_fallocate(self._descriptor, offset, length)
+        return True
+
     def fileno(self) -> int | None:
         return self._descriptor
 

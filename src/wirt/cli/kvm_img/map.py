@@ -13,6 +13,7 @@ from wirt.cli.kvm_img.sizes import size_argument
 from wirt.image.base import Extent, ExtentKind, Image, Storage
 from wirt.image.extents import chain_extents
 from wirt.image.formats.qcow2.preallocation import is_preallocated
+from wirt.image.layers import layers
 
 _SHOWING = frozenset({"qcow2", "qcow", "qed", "vmdk", "parallels"})
 
@@ -66,12 +67,10 @@ def run(words: Sequence[str]) -> int:
 def _entries(opened: Opened, start: int, end: int) -> Iterator[Entry]:
     if start >= end:
         return
-    layers = [opened.image]
-    while layers[-1].backing is not None:
-        layers.append(layers[-1].backing)
-    preallocated = [is_preallocated(layer) for layer in layers]
+    chain = list(layers(opened.image))
+    preallocated = [is_preallocated(layer) for layer in chain]
     for extent in chain_extents(opened.image, start, end - start):
-        entry = _entry(extent, layers[extent.depth])
+        entry = _entry(extent, chain[extent.depth])
         if entry.data and preallocated[extent.depth] and extent.storage is not None:
             yield from _with_holes(entry, extent.storage)
         else:

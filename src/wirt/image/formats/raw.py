@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from wirt.errors import ImageNoSpace, OutOfBounds, UsageError
+from wirt.errors import OutOfBounds, UsageError
 from wirt.image.base import (
     DirectAllocator,
     Extent,
@@ -26,6 +26,7 @@ class PlainImage(DirectAllocator):
     """Bytes that are the disk's. A partial last sector is filled up with zeros."""
 
     format_name = "raw"
+    writes_in_any_order = True
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -123,14 +124,7 @@ def preallocate(storage: Storage, start: int, end: int, how: str) -> None:
         return
     if how not in {"falloc", "full"}:
         raise UsageError(f"Unsupported preallocation mode: {how}", hint="off, falloc or full")
-    import os
-
-    fd = storage.fileno()
-    if how == "falloc" and fd is not None:
-        try:
-            os.posix_fallocate(fd, start, end - start)
-        except OSError as error:
-            raise ImageNoSpace(error.strerror or str(error), path=storage.name) from error
+    if how == "falloc" and storage.reserve(start, end - start):
         return
     for offset in range(start, end, len(_ZEROES)):
         storage.pwrite(offset, memoryview(_ZEROES)[: end - offset])

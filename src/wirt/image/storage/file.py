@@ -173,6 +173,13 @@ class FileStorage(Storage):
         )
         return bool(done == 0) or self._zero_sectors(offset, length)
 
+    def reserve(self, offset: int, length: int) -> bool:
+        try:
+            os.posix_fallocate(self._fd, offset, length)
+        except OSError as error:
+            raise image_error(error, self.name, offset) from error
+        return True
+
     def _zero_sectors(self, offset: int, length: int) -> bool:
         """Let a device write zeros by itself; False for a file, or for parts of sectors."""
         if not stat.S_ISBLK(os.fstat(self._fd).st_mode):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wirt.cli.image_access import Access, declare
 from wirt.cli.output import print_json, print_table, printable
 from wirt.errors import ImageError, NoMedium
 from wirt.image.base import HasBitmaps, HasSnapshots, Image, ImageInfo
+from wirt.image.layers import layers
 from wirt.image.locks import is_written
 from wirt.units import format_size
 
@@ -49,7 +50,7 @@ def _describe(access: Access, path: str) -> dict[str, Any]:
             "in_use": fd is not None and is_written(fd),
             "snapshots": list(image.snapshots()) if isinstance(image, HasSnapshots) else [],
             "bitmaps": list(image.bitmaps()) if isinstance(image, HasBitmaps) else [],
-            "chain": [_facts(layer) for layer in _behind(image)],
+            "chain": [_facts(layer) for layer in list(layers(image))[1:]],
             "chain_problem": problem,
         }
 
@@ -81,13 +82,6 @@ def _opened(access: Access, path: str) -> tuple[Image, str]:
             return access.look_at(path, with_backing=False), f"{error}; {error.hint}".rstrip("; ")
         except ImageError:
             raise error from None
-
-
-def _behind(image: Image) -> Iterator[Image]:
-    layer = image.backing
-    while layer is not None:
-        yield layer
-        layer = layer.backing
 
 
 def _facts(image: Image) -> dict[str, Any]:

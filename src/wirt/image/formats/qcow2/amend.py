@@ -20,13 +20,13 @@ from wirt.image.formats.qcow2.header import (
     Header,
 )
 from wirt.image.formats.qcow2.l2 import COMPRESSED, OFFSET, ZERO
-from wirt.image.formats.qcow2.mapping import load_l1
+from wirt.image.formats.qcow2.mapping import load_l1, load_l2
 from wirt.image.formats.qcow2.repair import rebuild_refcounts
 from wirt.image.formats.qcow2.shadow import shadow
 from wirt.image.formats.qcow2.snapshot import drop_tree
 from wirt.image.formats.qcow2.snapshot_table import read_snapshots
 from wirt.image.formats.qcow2.volume import Volume
-from wirt.image.formats.qcow2.words import read_words, words_to
+from wirt.image.formats.qcow2.words import words_to
 from wirt.image.formats.qcow2.writer import Writer
 
 
@@ -147,12 +147,8 @@ def _downgrade(writer: Writer) -> None:
 def _refuse_zero_snapshots(volume: Volume) -> None:
     for snapshot in read_snapshots(volume.storage, volume.header)[0]:
         for word in load_l1(volume.storage, snapshot.l1_offset, snapshot.l1_size).words:
-            if word & OFFSET and _has_zeroes(_l2(volume, word)):
+            if word & OFFSET and _has_zeroes(load_l2(volume.storage, volume.header, word)):
                 raise UnsupportedImage("a snapshot has zero clusters, which version 2 lacks")
-
-
-def _l2(volume: Volume, word: int) -> array[int]:
-    return read_words(volume.storage, word & OFFSET, volume.header.cluster_size, "L2 table")
 
 
 def _has_zeroes(words: array[int]) -> bool:

@@ -24,7 +24,7 @@ from wirt.image.formats.qcow2.l2 import (
     Run,
     Table,
 )
-from wirt.image.formats.qcow2.words import read_table, read_words, words_from
+from wirt.image.formats.qcow2.words import read_words
 
 _CACHE_BYTES = 8 << 20
 _VECTOR_CLUSTERS = 1 << 19
@@ -35,6 +35,11 @@ _WHOLE = frozenset((0, ALL_ALLOCATED, ALL_ZERO))
 def load_l1(storage: Storage, offset: int, size: int) -> Table:
     """Read an L1 table of ``size`` entries. The caller has bounded ``size``."""
     return Table(offset, read_words(storage, offset, size * 8, "L1 table"), fresh=False)
+
+
+def load_l2(storage: Storage, header: Header, entry: int) -> array[int]:
+    """Read the L2 table that an L1 entry refers to."""
+    return read_words(storage, entry & OFFSET, header.cluster_size, "L2 table")
 
 
 class Mapping:
@@ -70,8 +75,8 @@ class Mapping:
     def table_at(self, offset: int) -> Table:
         found = self._tables.pop(offset, None)
         if found is None:
-            raw = read_table(self._storage, offset, self._header.cluster_size, "L2 table")
-            found = Table(offset, words_from(raw), fresh=False)
+            words = load_l2(self._storage, self._header, offset)
+            found = Table(offset, words, fresh=False)
             self._make_room()
         self._tables[offset] = found
         return found

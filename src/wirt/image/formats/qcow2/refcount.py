@@ -3,7 +3,7 @@
 A table of offsets leads to blocks of counts, 1 to 64 bits wide. Counts of newly allocated
 clusters rise in the cached blocks at once. A freed cluster keeps its count until
 ``settle`` is called, which the commit does only when nothing on disk refers to it any more
-(``commit.py``): so it cannot be handed out again too early.
+(``volume.py``): so it cannot be handed out again too early.
 """
 
 from __future__ import annotations

@@ -12,11 +12,13 @@ from array import array
 from wirt.errors import CorruptImage, ImageError, ImageIoError, UnsupportedImage
 from wirt.image.base import CheckResult
 from wirt.image.formats.qcow2.check import Inspection
+from wirt.image.formats.qcow2.create import refcount_layout
 from wirt.image.formats.qcow2.header import CORRUPT, DIRTY, KNOWN_AUTOCLEAR
 from wirt.image.formats.qcow2.l2 import COMPRESSED, COPIED, OFFSET
+from wirt.image.formats.qcow2.mapping import load_l2
 from wirt.image.formats.qcow2.volume import Volume
 from wirt.image.formats.qcow2.widths import pack_counts, unpack_counts
-from wirt.image.formats.qcow2.words import read_table, words_from, words_to
+from wirt.image.formats.qcow2.words import words_to
 
 
 def run_repair(volume: Volume, mode: str) -> CheckResult:
@@ -70,7 +72,6 @@ def _mark_clean(volume: Volume) -> None:
 
 def _correct(volume: Volume, inspection: Inspection, *, raises: bool) -> None:
     """Lower in place the refcounts that are higher than what is counted; raise the others."""
-    most = (1 << (1 << volume.header.refcount_order)) - 1
     counts, refcounts = inspection.census.counts, volume.refcounts
     for index in range(len(refcounts.table.words)):
         block = refcounts.block(index)
@@ -79,7 +80,7 @@ def _correct(volume: Volume, inspection: Inspection, *, raises: bool) -> None:
         first = index * refcounts.per_block
         for slot, have in enumerate(block.words):
             want = int(counts[first + slot]) if first + slot < len(counts) else 0
-            if have > want or (raises and have < want <= most):
+            if have > want or (raises and have < want <= refcounts.largest):
                 inspection.census.say(_repairing(first + slot, have, want))
                 block.words[slot] = want
                 block.touch(slot, slot + 1)
@@ -127,17 +128,10 @@ def _rebuild(volume: Volume, inspection: Inspection) -> None:
     _forget_old_structure(volume, inspection, counts)
     used = max((i + 1 for i, count in enumerate(counts) if count), default=1)
     used = max(used, -(-volume.storage.size() // size))
-    per_block = header.refcounts_per_block
-    blocks = table = 0
-    while True:
-        need = -(-(used + blocks + table) // per_block)
-        room = -(-need * 8 // size)
-        if (need, room) == (blocks, table):
-            break
-        blocks, table = need, room
+    table, blocks = refcount_layout(used, header)
     del counts[used:]
     counts.extend([0] * (used - len(counts)) + [1] * (blocks + table))
-    counts.extend([0] * (blocks * per_block - len(counts)))
+    counts.extend([0] * (blocks * header.refcounts_per_block - len(counts)))
     typecode = unpack_counts(b"", header.refcount_order).typecode
     most = (1 << (1 << header.refcount_order)) - 1
     packed = pack_counts(array(typecode, (min(c, most) for c in counts)), header.refcount_order)
@@ -184,8 +178,7 @@ def _fix_copied(volume: Volume) -> None:
 
 def _fix_table(volume: Volume, offset: int) -> None:
     header, bits = volume.header, volume.header.cluster_bits
-    raw = read_table(volume.storage, offset, header.cluster_size, "L2 table")
-    words = words_from(raw)
+    words = load_l2(volume.storage, header, offset)
     changed = False
     for slot in range(0, len(words), volume.mapping.stride):
         entry = words[slot]

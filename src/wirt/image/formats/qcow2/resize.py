@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from wirt.errors import ImageNoSpace, UnsupportedImage, UsageError
+from wirt.errors import UnsupportedImage, UsageError
 from wirt.image.formats.qcow2.guard import ACTIVE_L1
 from wirt.image.formats.qcow2.header import MAX_L1_BYTES
 from wirt.image.formats.qcow2.l2 import OFFSET, Table
@@ -169,8 +169,8 @@ def preallocate(writer: Writer, start: int, end: int, mode: str) -> None:
         if mode == "full":
             for offset in range(host, host + length, 1 << 20):
                 volume.write_data(offset, bytes(min(1 << 20, host + length - offset)))
-        elif mode == "falloc":
-            _reserve_space(volume, host, length)
+        elif mode == "falloc" and not volume.data_storage.reserve(host, length):
+            raise UnsupportedImage("the image's storage cannot reserve space (falloc)")
     if writer.encipher is not None:
         # Whatever lies there would be deciphered: let it read as zeros.
         write_zeroes(writer, start, end - start, end, unmap=False)
@@ -186,15 +186,3 @@ def preallocate_behind(writer: Writer, start: int, end: int, mode: str) -> None:
         table.words[slot + 1] = 0
         table.touch(slot + 1, slot + 2)
         writer.volume.relieve()
-
-
-def _reserve_space(volume: Volume, host: int, length: int) -> None:
-    import os
-
-    descriptor = volume.data_storage.fileno()
-    if descriptor is None:
-        raise UnsupportedImage("the image's storage cannot reserve space (falloc)")
-    try:
-        os.posix_fallocate(descriptor, host, length)
-    except OSError as error:
-        raise ImageNoSpace(f"cannot reserve space: {error.strerror}") from error

@@ -12,14 +12,13 @@ from array import array
 from collections.abc import Sequence
 
 from wirt.errors import NotFound, OutOfBounds, UnsupportedImage, UsageError
-from wirt.image.base import Storage
 from wirt.image.formats.qcow2.header import MAX_SNAPSHOTS
 from wirt.image.formats.qcow2.l2 import COPIED, OFFSET
-from wirt.image.formats.qcow2.mapping import load_l1
+from wirt.image.formats.qcow2.mapping import load_l1, load_l2
 from wirt.image.formats.qcow2.shadow import Shadow, shadow
 from wirt.image.formats.qcow2.snapshot_table import Snapshot, pack_snapshots, read_snapshots
 from wirt.image.formats.qcow2.volume import Volume
-from wirt.image.formats.qcow2.words import read_table, words_from, words_to
+from wirt.image.formats.qcow2.words import words_to
 
 _LONGEST_NAME = 255
 
@@ -124,18 +123,13 @@ def _switch(change: Shadow, snapshots: Sequence[Snapshot], old_length: int, **fi
     )
 
 
-def _table(storage: Storage, volume: Volume, word: int) -> array[int]:
-    raw = read_table(storage, word & OFFSET, volume.header.cluster_size, "L2 table")
-    return words_from(raw)
-
-
 def _copy_tree(change: Shadow, l1: array[int]) -> array[int]:
     """Copy all L2 tables, sharing what they refer to; returns the L1 of the copy."""
     volume = change.volume
     copied = array("Q", bytes(len(l1) * 8))
     for index, word in enumerate(l1):
         if word & OFFSET:
-            words = _table(volume.storage, volume, word)
+            words = load_l2(volume.storage, volume.header, word)
             change.tally.add_table(words, 1)
             _clear_copied(words, volume.mapping.stride)
             copied[index] = change.place(words_to(words)) | COPIED
@@ -157,7 +151,7 @@ def drop_tree(change: Shadow, l1: array[int], offset: int) -> None:
     change.tally.add(offset, len(l1) * 8, -1)
     for word in l1:
         if word & OFFSET:
-            change.tally.add_table(_table(volume.storage, volume, word), -1)
+            change.tally.add_table(load_l2(volume.storage, volume.header, word), -1)
             change.tally.add(word & OFFSET, volume.header.cluster_size, -1)
 
 
@@ -169,7 +163,7 @@ def _own_again(change: Shadow, l1: array[int]) -> array[int]:
         offset = word & OFFSET
         if not offset:
             continue
-        words = _table(volume.storage, volume, word)
+        words = load_l2(volume.storage, volume.header, word)
         if change.tally.own(words):
             change.tally.add(offset, volume.header.cluster_size, -1)
             result[index] = change.place(words_to(words)) | COPIED

@@ -21,7 +21,7 @@ from wirt.image.formats.qcow2.mapping import Mapping as ClusterMapping
 from wirt.image.formats.qcow2.reader import Reader
 from wirt.image.formats.qcow2.volume import Volume
 
-_KINDS = {UNALLOCATED: ExtentKind.HOLE, NORMAL: ExtentKind.DATA, PACKED: ExtentKind.DATA}
+_KINDS = {UNALLOCATED: ExtentKind.HOLE, NORMAL: ExtentKind.DATA}
 
 
 class Qcow2View(Image):
@@ -55,19 +55,17 @@ class Qcow2View(Image):
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._check_range(offset, length)
         storage = self.volume.data_storage if self._reader.decipher is None else None
-        packed: Run | None = None
+        packed = 0
         for run in self._runs(offset, length):
             if run.kind == PACKED:
-                packed = (
-                    run if packed is None else packed._replace(length=packed.length + run.length)
-                )
+                packed += run.length
                 continue
-            if packed is not None:
-                yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
-                packed = None
+            if packed:
+                yield _packed_extent(packed, run.offset)
+                packed = 0
             yield _extent(run, storage)
-        if packed is not None:
-            yield Extent(packed.offset, packed.length, ExtentKind.DATA, compressed=True)
+        if packed:
+            yield _packed_extent(packed, offset + length)
 
     def _runs(self, offset: int, length: int) -> Iterator[Run]:
         """The runs of a range, taking the lock for each: other threads read meanwhile."""
@@ -85,6 +83,10 @@ class Qcow2View(Image):
 
     def info(self) -> ImageInfo:
         return describe(self.volume, self.virtual_size)
+
+
+def _packed_extent(length: int, end: int) -> Extent:
+    return Extent(end - length, length, ExtentKind.DATA, compressed=True)
 
 
 def _extent(run: Run, storage: Storage | None) -> Extent:

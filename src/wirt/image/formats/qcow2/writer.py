@@ -275,9 +275,7 @@ class Writer:
 
     def write_zero_bytes(self, offset: int, length: int) -> None:
         """Write zeros as data, only where something else would be read."""
-        with self.volume.lock:
-            runs = list(self.volume.mapping.runs(offset, length))
-        for run in runs:
+        for run in list(self.volume.mapping.runs(offset, length)):
             if run.kind == UNALLOCATED and self.reader.backing is None:
                 continue
             if run.kind == UNALLOCATED or run.kind >= NORMAL:
