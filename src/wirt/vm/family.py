@@ -13,10 +13,9 @@ from typing import Literal
 import msgspec
 
 from wirt.errors import WirtError
-from wirt.host.process_id import ProcessId
 from wirt.store.layout import Home, VmPaths
 from wirt.store.machines import machine_names
-from wirt.store.record import read_record
+from wirt.store.record import Run, read_record
 from wirt.store.snapshots import snapshots
 from wirt.store.states import states
 from wirt.store.templates import templates
@@ -87,28 +86,33 @@ def _machine(paths: VmPaths) -> Node:
             kind="machine", name=paths.name, parent="", created=0.0, status="damaged", ram=0,
             disk=blocks(files_below(paths.disks)), note=str(error),
         )  # fmt: skip
-    process = state.process_of(looked.record) if looked.is_up else None
+    run = looked.record.run if looked.is_up else None
     return Node(
         kind="machine",
         name=paths.name,
         parent=record.state,
         created=record.created,
         status=looked.status,
-        ram=private_memory(process) if process else 0,
+        ram=private_memory(run) if run else 0,
         disk=blocks(files_below(paths.disks)),
     )
 
 
-def private_memory(process: ProcessId) -> int:
-    """Return the bytes of memory that this process alone has; 0 if that may not be known."""
+def private_memory(run: Run) -> int:
+    """Return the bytes of memory that a machine alone has; 0 if that may not be known.
+
+    Of a fork that is what is anonymous: pages of the state's memory that no other process has
+    mapped at the moment are the state's all the same.
+    """
     try:
-        with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as file:
+        with open(f"/proc/{run.pid}/smaps_rollup", encoding="ascii") as file:
             text = file.read()
     except OSError:
         return 0
-    if not process.alive():
+    if not run.process.alive():
         return 0
-    lines = (line.split() for line in text.splitlines() if line.startswith("Private_"))
+    wanted = "Anonymous:" if run.memory == "fork" else "Private_"
+    lines = (line.split() for line in text.splitlines() if line.startswith(wanted))
     return sum(int(words[1]) * 1024 for words in lines)
 
 

@@ -83,8 +83,7 @@ def list_pools(context: Context) -> list[Row]:
 
 def _row(context: Context, pool: Pool) -> Row:
     records = [record for _, record in _members(context, pool.fingerprint) if _is_ready(record)]
-    processes = [record.run.process for record in records if record.run is not None]
-    ram = sum(private_memory(process) for process in processes)
+    ram = sum(private_memory(record.run) for record in records if record.run is not None)
     return Row(pool.fingerprint, pool.image, pool.size, len(records), ram)
 
 
