@@ -14,6 +14,7 @@ import subprocess
 import pytest
 
 from tests.image.formats.support import MIB, made, mutated, opened, read_all
+from tests.image.qemu_keys import run_qemu_img
 from wirt.errors import (
     CorruptImage,
     ImageAccessDenied,
@@ -59,13 +60,10 @@ def converted_by_qemu(raw, path, options):
     key.write_bytes(SECRET)
     chosen = "".join(f",{k}={v}" for k, v in options.items())
     words = [
-        "qemu-img", "convert", "--object", f"secret,id=s,file={key}", "-f", "raw", "-O", "luks",
+        "convert", "--object", f"secret,id=s,file={key}", "-f", "raw", "-O", "luks",
         "-o", f"key-secret=s,iter-time=10{chosen}", raw, path,
     ]  # fmt: skip
-    for _ in range(30):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-        if "Unable to get accurate CPU usage" not in done.stderr:  # QEMU's, on a busy machine
-            break
+    done = run_qemu_img(words)
     assert done.returncode == 0, done.stderr
     return path
 

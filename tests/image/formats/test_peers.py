@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.image.qemu_keys import run_qemu_img
+
 TABLE = tomllib.loads(
     (Path(__file__).parents[3] / "tools" / "format_peers.toml").read_text(encoding="utf-8")
 )["qemu-img"]
@@ -19,15 +21,8 @@ def run(*words):
     )
 
 
-def qemu_img(verb, *words):
-    """Run qemu-img; again when it gives up timing its key derivation, as a busy machine makes it.
-
-    It compares CPU time with a clock while it makes a LUKS key, and fails at random under load.
-    """
-    done = run("qemu-img", verb, *words)
-    while "Unable to get accurate CPU usage" in done.stderr:
-        done = run("qemu-img", verb, *words)
-    return done
+def qemu_img(*words):
+    return run_qemu_img(list(words))
 
 
 @pytest.fixture(scope="module")

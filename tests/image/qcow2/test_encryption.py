@@ -1,11 +1,11 @@
 """LUKS and legacy AES inside qcow2, in both directions with QEMU."""
 
 import random
-import subprocess
 
 import pytest
 
 from tests.image.qcow2.support import Memory, create, open_image, qemu_img
+from tests.image.qemu_keys import run_qemu_img
 from wirt.errors import ImageAccessDenied, UnsupportedImage, UsageError
 from wirt.image.base import OpenOptions
 from wirt.image.formats.qcow2 import FORMAT
@@ -69,11 +69,7 @@ def test_what_qemu_enciphers_we_decipher(tmp_path, mode):
     options = f"encrypt.format={mode},encrypt.key-secret=s"
     if mode == "luks":
         options += ",encrypt.iter-time=10"
-    done = subprocess.run(
-        ["qemu-img", "convert", *SECRET, "-O", "qcow2", "-o", options, raw, path],
-        capture_output=True,
-        check=False,
-    )
+    done = run_qemu_img(["convert", *SECRET, "-O", "qcow2", "-o", options, raw, path])
     if done.returncode and mode == "aes":
         pytest.skip("this qemu-img no longer makes legacy AES images")
     assert done.returncode == 0, done.stderr
