@@ -80,12 +80,12 @@ def kill_at(context, point, *words):
     return done.returncode, done.stderr.decode()
 
 
-def opened_by(pid):
-    """Return what a process has open; a running one closes files while we look."""
+def opened_by(pid, look=os.stat):
+    """Look at what a process has open; a running one closes files meanwhile."""
     fds = f"/proc/{pid}/fd"
     for fd in os.listdir(fds):
         with contextlib.suppress(FileNotFoundError):
-            yield os.stat(os.path.join(fds, fd))
+            yield look(os.path.join(fds, fd))
 
 
 def require_running(context, name="src"):

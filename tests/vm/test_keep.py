@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.test_fork_faults import SETTINGS, kill_at, require_clean, require_running
+from tests.vm.test_fork_faults import (
+    SETTINGS,
+    kill_at,
+    opened_by,
+    require_clean,
+    require_running,
+)
 from tests.vm.test_fork_faults import small as small_fixture
 from tests.vm.test_snapshots import qemu_io
 from wirt.errors import ImageNoSpace, NoSpace, NotFound, WrongState
@@ -163,8 +169,8 @@ def test_a_machine_that_runs_goes_on_and_lets_go_of_its_family(context):
     assert contents(image_of(context)) == before
     assert chain(image_of(context)) == [base]
     require_sound(image_of(context))
-    fds = f"/proc/{process.pid}/fd"
-    opened = [os.readlink(os.path.join(fds, fd)) for fd in os.listdir(fds)]
+    opened = list(opened_by(process.pid, os.readlink))
+    assert opened
     assert not [path for path in opened if "/states/" in path and "qcow2" in path]
     write(context, "src", 4)
     after = contents(image_of(context))

@@ -112,8 +112,7 @@ class Return(Birth):
             )
         finally:
             incoming.release()
-            if self._port is not None:
-                self._port.close()
+            self._close_port()
 
 
 def as_before(record: Record, was: Record, **changes: object) -> Record:
