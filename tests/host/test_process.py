@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from wirt.errors import HostError, MissingDependency, Timeout
-from wirt.host.process import detach, find_program, run, spawn
+from wirt.host.process import detach, find_program, mortal, run, spawn
 from wirt.host.process_id import ProcessId
 
 
@@ -239,3 +239,13 @@ def test_a_mortal_program_ends_with_its_parent():
     parent.wait()
     parent.stdout.close()
     assert child.wait(10)
+
+
+def test_a_mortal_program_of_a_parent_that_ended_first_is_not_started():
+    """The kernel would tell it of the end of whoever adopted it."""
+    stranger = subprocess.Popen(["sleep", "60"])
+    with stranger:
+        done = run(mortal(["echo", "started"], parent=str(stranger.pid)), check=False)
+        stranger.kill()
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert run(mortal(["echo", "started"])).stdout == b"started\n"

@@ -126,12 +126,15 @@ def _log(argv: Sequence[str]) -> None:
         logging.getLogger(__name__).debug("spawn: %s", shlex.join(argv))
 
 
-def mortal(argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` so that the kernel kills the program when the calling thread ends.
+def mortal(argv: Sequence[str], *, parent: str = "") -> list[str]:
+    """Return ``argv`` so that the kernel kills the program when the thread that starts it ends.
 
-    For helpers that must not outlive us, even if we are killed.
+    For helpers that must not outlive us, even if we are killed. The kernel tells only what
+    ends after it was asked: a program whose ``parent`` (a process id; else this process) is
+    no longer the one that started it ends by itself.
     """
-    return [find_program("setpriv"), "--pdeathsig=KILL", "--", *argv]
+    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', parent or str(os.getpid())]
+    return [find_program("setpriv"), "--pdeathsig=KILL", "--", *check, *argv]
 
 
 def detach(process: subprocess.Popen[bytes]) -> None:

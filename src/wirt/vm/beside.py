@@ -11,25 +11,30 @@ import os
 import sys
 from typing import Any, NoReturn
 
+QEMU_PID = "@QEMU_PID@"
+"""A word of the TPM's line: the process id of the QEMU, which nobody knows before."""
+
 
 def main() -> NoReturn:
     with open(int(sys.argv[1]), "rb") as file:
         settings = json.loads(file.read())
+    qemu_pid = str(os.getpid())
     child = os.fork()
     if child == 0:
-        _become_tpm(settings)
+        _become_tpm(settings, qemu_pid)
     os.write(settings["pid_fd"], b"%d" % child)
     os.close(settings["pid_fd"])
     os.close(settings["tpm_fd"])
     os.execv(settings["line"][0], settings["line"])  # noqa: S606 - it becomes QEMU
 
 
-def _become_tpm(settings: dict[str, Any]) -> NoReturn:
+def _become_tpm(settings: dict[str, Any], qemu_pid: str) -> NoReturn:
     try:
+        line = [qemu_pid if word == QEMU_PID else word for word in settings["tpm_line"]]
         for fd in (settings["pid_fd"], *settings["qemu_fds"]):
             os.close(fd)
         os.chdir(settings["tpm_directory"])
-        os.execv(settings["tpm_line"][0], settings["tpm_line"])  # noqa: S606 - and swtpm
+        os.execv(line[0], line)  # noqa: S606 - and swtpm
     except OSError as error:
         os.write(2, f"the TPM cannot be started: {error}\n".encode())
     finally:

@@ -32,6 +32,7 @@ from wirt.host.process_id import ProcessId
 from wirt.spec.machine import Machine
 from wirt.store.atomic import copy_file, host_error
 from wirt.store.record import Record, Run
+from wirt.vm.beside import QEMU_PID
 from wirt.vm.state import boot_id
 
 _BEGIN_SECONDS = 60.0
@@ -86,7 +87,7 @@ def _line(machine: Machine, record: Record, fd: int) -> list[str]:
     words += ["--ctrl", f"type=unixio,clientfd={fd}", "--terminate"]
     if machine.tpm.version == "2.0":
         words.append("--tpm2")
-    return [*confinement(record.uid, kvm=False), *mortal(words)]
+    return [*confinement(record.uid, kvm=False), *mortal(words, parent=QEMU_PID)]
 
 
 def spawn_with(
