@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.conftest import Cli, Late
 from wirt.errors import HostError, NotFound, UsageError
 from wirt.host.confine import switch_uid
 from wirt.net.place import vde_port
@@ -228,6 +229,23 @@ def test_a_cable_over_ssh_joins_two_hosts_and_comes_back_by_itself(net, far, plu
     control = sockets_of(wires.find(far.context.home, "switch", "dmz")).control
     create_cable(context, "by-path", "dmz", far.url(control), Shape(), far.options())
     remove_cable(context, "by-path")
+
+
+def test_a_plug_that_begins_after_its_keeper_ended_ends_at_once(net):
+    """The kernel has nothing to tell it: it must see by itself that it came too late."""
+    for name in ("dmz", "lan"):
+        create_switch(net.context, name, SwitchWish())
+    cli = Cli(net.context.home.root)
+    late = Late(cli, "vde_plug")
+    process = cli.start("cable", "create", "dmz", "lan", "--name", "short")
+    plug, keeper = late.await_both()
+    process.kill()
+    process.wait()
+    keeper.kill()
+    try:
+        assert plug.wait(60)
+    finally:
+        plug.kill()
 
 
 def test_what_stands_in_the_way_of_a_cable_is_said(net, far, tmp_path):

@@ -246,7 +246,7 @@ def switch_plug(context: Context, name: str) -> list[str]:
     record = switches.ensure_switch(context, name)
     paths = wires.find(context.home, "switch", name)
     plug = cable.Plug(switches.sockets_of(paths).control, 0, record.uid)
-    return cable.plug_program(plug, text="wirt switch plug")
+    return cable.plug_program(plug, text="wirt switch plug", parent=str(os.getppid()))
 
 
 def cable_name(a: str, b: str) -> str:
