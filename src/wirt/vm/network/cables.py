@@ -74,8 +74,7 @@ def create_cable(
     record = CableRecord(
         created=time.time(), a=a, b=b, shape=check_shape(shape), ssh_options=ssh_options
     )
-    with wires.new(context.home, "cable", name) as paths:
-        wires.write(paths, record)
+    with wires.new(context.home, "cable", name, record) as paths:
         try:
             return _lay(context, paths, name, record)
         except BaseException:
