@@ -17,8 +17,12 @@ from wirt.host.process import find_program
 from wirt.host.process_id import ProcessId
 from wirt.store.layout import home_at
 from wirt.store.machines import machine_names
+from wirt.vm import state
 from wirt.vm.context import Context
 from wirt.vm.remove import remove
+
+# What a QEMU is doing is asserted, and on a busy host it may take its time to say so.
+state.ASK_SECONDS = 120.0
 
 
 class Cli:

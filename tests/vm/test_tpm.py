@@ -55,13 +55,13 @@ def tpm_of(paths):
 
 def is_gone(process):
     """True if the kernel has ended the process, whoever was to do it."""
-    return process.wait(30)
+    return process.wait(60)
 
 
 def firmware_measured(paths):
     """Wait until the TPM has kept something: the firmware has started it."""
     kept = os.path.join(paths.tpm, "tpm2-00.permall")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not os.path.exists(kept):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -160,18 +160,17 @@ def test_an_exported_line_says_how_its_tpm_is_started(context):
 
 def test_a_killed_start_leaves_no_tpm(context, cli):
     paths = empty(context, "one", tpm={"version": "2.0"})
-    before = set(swtpms())
     process = cli.start("start", "one", "--paused")
-    deadline = time.monotonic() + 60
-    while not (left := set(swtpms()) - before):
+    deadline = time.monotonic() + 120
+    while not (left := tpms_in(context)):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.kill()
     process.wait()
     start(context, "one")
     assert tpm_of(paths).alive()
-    for one in left - {tpm_of(paths)}:
-        assert is_gone(one)
+    for one in left:
+        assert one == tpm_of(paths) or is_gone(one)
 
 
 def test_a_tpm_that_begins_after_its_qemu_ended_ends_at_once(context, cli):
