@@ -167,7 +167,7 @@ def test_an_image_that_a_machine_has_is_looked_at_but_not_written(wirt_img, tmp_
         wirt_img("create", "--force", "disk.qcow2", "1M", code=ImageInUse.exit_code)
     finally:
         user.stdin.close()
-        user.wait(timeout=60)
+        user.wait(timeout=300)
         user.stdout.close()
     assert not wirt_img.json("info", "disk.qcow2")[0]["in_use"]
 
@@ -220,7 +220,7 @@ def test_a_terminal_asks_for_the_passphrase_and_shows_progress(wirt_img, spawn, 
     seen = _until(ours, b"passphrase of a.qcow2: ")
     os.write(ours, b"correct horse\n")
     seen += _until(ours, b"b.raw: raw")
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert b"correct horse" not in seen
     assert "· converting: ".encode() in seen
     os.close(ours)
@@ -238,7 +238,7 @@ def _until(fd, text):
 def test_progress_and_notes_stay_off_pipes(spawn, tmp_path):
     (tmp_path / "a.raw").write_bytes(b"x" * MIB)
     process = spawn("convert", "--json", "a.raw", "b.qcow2", stdout=-1, stderr=-1)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert json.loads(out)["format"] == "qcow2"
     assert err == b""
 
@@ -248,14 +248,14 @@ def test_interrupted_it_leaves_nothing_or_what_it_goes_on_with(spawn, wirt_img, 
     data = random.Random(1).randbytes(8 * MIB)
     (tmp_path / "a.raw").write_bytes(data)
     words = ["--resume"] if resume else []
-    process = spawn("convert", *words, "--rate-limit", "2M", "a.raw", "b.qcow2", stderr=-1)
+    process = spawn("convert", *words, "--rate-limit", "512K", "a.raw", "b.qcow2", stderr=-1)
     partial = tmp_path / "b.qcow2.partial"
-    deadline = time.monotonic() + 60
-    while not (partial.exists() and partial.stat().st_size > 2 * MIB):
+    deadline = time.monotonic() + 300
+    while not (partial.exists() and partial.stat().st_size > MIB):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert b"interrupted" in err
     assert not (tmp_path / "b.qcow2").exists()
@@ -272,10 +272,10 @@ def test_standard_output_takes_images_also_into_files(spawn, tmp_path, name):
     data = random.Random(1).randbytes(MIB) + bytes(MIB)
     (tmp_path / "a.raw").write_bytes(data)
     with (tmp_path / "out").open("wb") as out:
-        assert spawn("convert", "--to", name, "a.raw", "-", stdout=out).wait(timeout=60) == 0
+        assert spawn("convert", "--to", name, "a.raw", "-", stdout=out).wait(timeout=300) == 0
     qemu_img("compare", "-f", "raw", "-F", name, tmp_path / "a.raw", tmp_path / "out")
     piped = spawn("convert", "--to", name, "a.raw", "-", stdout=subprocess.PIPE)
-    assert piped.communicate(timeout=60)[0] == (tmp_path / "out").read_bytes()
+    assert piped.communicate(timeout=300)[0] == (tmp_path / "out").read_bytes()
 
 
 def test_a_device_is_not_overwritten_without_consent(wirt_img, tmp_path):

@@ -7,6 +7,7 @@ import ctypes
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,8 @@ def host():
     if libc.unshare(CLONE_NEWNET) != 0:
         pytest.skip(f"no network namespaces here: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # By default 10 frames may wait for a QEMU that is not given the processor.
+    Path("/proc/sys/net/unix/max_dgram_qlen").write_text("1000")
     try:
         yield
     finally:

@@ -46,7 +46,7 @@ pytestmark = [
 ]
 
 NOTHING = Frame(0, b"", 0)
-DHCP = "udhcpc -i eth0 -q -n -t 20 -T 1 -s /dhcp"
+DHCP = "udhcpc -i eth0 -q -n -t 100 -T 1 -s /dhcp"
 
 
 def card(number: int, name: str = "office", **more) -> dict:
@@ -232,7 +232,7 @@ def adds_and_removes_while_it_runs(context, one, eventually):
     name = add_nic(context, "one", Nic(model="e1000e", backend=Network(name="office")))
     assert name == "nic1"
     eventually(lambda: "eth1" in one("ls /sys/class/net"))
-    one("ip link set eth1 up; udhcpc -i eth1 -q -n -t 20 -T 1 -s /dhcp")
+    one("ip link set eth1 up; udhcpc -i eth1 -q -n -t 100 -T 1 -s /dhcp")
     with pytest.raises(SpecError, match="can be limited"):
         limit(context, "one", "nic0", Rate(to_guest=1000))
     remove_nic(context, "one", "nic1")

@@ -86,7 +86,7 @@ def test_guests_reach_each_other_and_the_host_through_a_switch_that_is_killed_an
     shape_cable(context, "between", Shape(loss=100))
     one("! ping -c 2 -W 2 10.5.0.2")
     shape_cable(context, "between", Shape(loss=10))
-    output = one("ping -c 200 -i 0.02 -W 2 10.5.0.2", check=False)
+    output = one("ping -c 200 -i 0.05 -W 2 10.5.0.2", check=False)
     lost = int(output.partition("% packet loss")[0].split()[-1])
     assert 5 < lost < 45  # 19 % of the round trips on the whole
     shape_cable(context, "between", Shape())

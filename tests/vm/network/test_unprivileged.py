@@ -122,7 +122,7 @@ def test_an_ordinary_user_has_switches_cables_and_a_private_network(
     shell = guests["tiny"].Shell(guests["tiny"].console(home.vm("one")))
     shell("for n in 0 1 2 3 4 5; do ip link set eth$n up; done")
     for card in (0, 2):  # QEMU's own network, and the private one
-        shell(f"udhcpc -i eth{card} -q -n -t 20 -T 1 -s /dhcp")
+        shell(f"udhcpc -i eth{card} -q -n -t 100 -T 1 -s /dhcp")
     addresses = shell("ip address")
     assert "10.0.2.15/" in addresses
     assert "10.64.3." in addresses
