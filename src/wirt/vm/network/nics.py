@@ -40,15 +40,9 @@ from wirt.vm.network.cards import (
     remove_card,
     wire_id,
 )
-from wirt.vm.network.uplinks import (
-    Uplink,
-    make_uplink,
-    open_forwards,
-    plain_wires,
-    plug_text,
-    release,
-    set_rate,
-)
+from wirt.vm.network.host_end import make_uplink, plug_text, release, set_rate
+from wirt.vm.network.uplink import Uplink
+from wirt.vm.network.uplinks import open_forwards, plain_wires
 from wirt.vm.preflight import nic_with_ports
 
 _UNPLUG_SECONDS = 20.0
