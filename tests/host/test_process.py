@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from wirt.errors import HostError, MissingDependency, Timeout
-from wirt.host.process import detach, find_program, mortal, run, spawn
+from wirt.host.process import PARENT, detach, find_program, mortal, run, spawn
 from wirt.host.process_id import ProcessId
 
 
@@ -225,9 +225,9 @@ def test_a_pid_given_to_a_stranger_is_never_signalled():
 
 def test_a_mortal_program_ends_with_its_parent():
     code = (
-        "import subprocess,time\n"
-        "from wirt.host.process import mortal\n"
-        "child=subprocess.Popen(mortal(['sleep','60']))\n"
+        "import time\n"
+        "from wirt.host.process import mortal, spawn\n"
+        "child=spawn(mortal(['sleep','60']))\n"
         "print(child.pid,flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -243,9 +243,11 @@ def test_a_mortal_program_ends_with_its_parent():
 
 def test_a_mortal_program_of_a_parent_that_ended_first_is_not_started():
     """The kernel would tell it of the end of whoever adopted it."""
+    line = mortal(["echo", "started"])
+    assert run(line).stdout == b"started\n"
     stranger = subprocess.Popen(["sleep", "60"])
     with stranger:
-        done = run(mortal(["echo", "started"], parent=str(stranger.pid)), check=False)
+        late = [str(stranger.pid) if word == PARENT else word for word in line]
+        done = run(late, check=False)
         stranger.kill()
     assert (done.returncode, done.stdout) == (1, b"")
-    assert run(mortal(["echo", "started"])).stdout == b"started\n"

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO
+
+import msgspec
 
 from wirt.errors import HostError, MissingDependency, Timeout
 
@@ -100,9 +101,10 @@ def spawn(
     """
     _log(argv)
     program = find_program(argv[0])
+    line = [program, *(str(os.getpid()) if word == PARENT else word for word in argv[1:])]
     try:
         return subprocess.Popen(
-            [program, *argv[1:]],
+            line,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -126,14 +128,18 @@ def _log(argv: Sequence[str]) -> None:
         logging.getLogger(__name__).debug("spawn: %s", shlex.join(argv))
 
 
-def mortal(argv: Sequence[str], *, parent: str = "") -> list[str]:
+PARENT = "@PARENT@"
+"""In a line of ``mortal``: the process id of whoever starts it, who puts it there."""
+
+
+def mortal(argv: Sequence[str]) -> list[str]:
     """Return ``argv`` so that the kernel kills the program when the thread that starts it ends.
 
-    For helpers that must not outlive us, even if we are killed. The kernel tells only what
-    ends after it was asked: a program whose ``parent`` (a process id; else this process) is
-    no longer the one that started it ends by itself.
+    For helpers that must not outlive us, even if we are killed. The kernel tells only of ends
+    to come: a program whose parent is not the one that started it any more ends by itself.
+    To be started by ``spawn``, or by who puts its own process id in the place of ``PARENT``.
     """
-    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', parent or str(os.getpid())]
+    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', PARENT]
     return [find_program("setpriv"), "--pdeathsig=KILL", "--", *check, *argv]
 
 
@@ -147,8 +153,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "LC_ALL": "C.UTF-8", **extra}
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """A program that ended: exit code (negative: signal) and output."""
 
     returncode: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import (
     HostError,
@@ -33,23 +34,20 @@ _SSH_OPTIONS = (
 _TEST = "test -S"
 
 
-@dataclass(frozen=True, slots=True)
-class LocalEnd:
+class LocalEnd(msgspec.Struct, frozen=True):
     """A switch of wirt's, and its port (0: any)."""
 
     switch: str
     port: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PathEnd:
+class PathEnd(msgspec.Struct, frozen=True):
     """A switch that somebody else runs."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class SshEnd:
+class SshEnd(msgspec.Struct, frozen=True):
     """A switch on another host: a name that wirt there knows, or the path of its sockets."""
 
     host: str
@@ -75,8 +73,7 @@ def parse_end(text: str) -> End:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Plug:
+class Plug(msgspec.Struct, frozen=True):
     """A way into a switch of this host: its sockets, a port (0: any), and whose it is."""
 
     path: str
@@ -173,8 +170,7 @@ def _ssh_error(end: SshEnd, said: str, last: str) -> WirtError:
     return HostError(f"{end.host} cannot be reached by ssh: {last}", hint=f"{name} true")
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(msgspec.Struct, frozen=True):
     """What a filter does in each direction: milliseconds, percent, bytes a second."""
 
     delay: float = 0.0

@@ -25,6 +25,7 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_SECONDS = 10.0
 """A cable that held this long was well: the next pause is the shortest again."""
 _WORDS = 2000
+_PARENT = "@PARENT@"  # of wirt.host.process
 # wirefilter finds its second side by these names, as dpipe gives them.
 _SECOND_SIDE = {"ALTERNATE_STDIN": "3", "ALTERNATE_STDOUT": "4"}
 
@@ -89,8 +90,9 @@ def _spawn(argv: list[str], ends: dict[int, int], words: int) -> int:
     ]
     actions.append((os.POSIX_SPAWN_DUP2, words, 2))
     environment = {**os.environ, **(_SECOND_SIDE if 3 in ends else {})}
+    line = [str(os.getpid()) if word == _PARENT else word for word in argv]
     try:
-        return os.posix_spawn(argv[0], argv, environment, file_actions=actions)
+        return os.posix_spawn(line[0], line, environment, file_actions=actions)
     finally:
         for fd in high.values():
             os.close(fd)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,8 +20,7 @@ from wirt.units import parse_size
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """What is wrong at ``path``: a sequence of keys and list indexes."""
 
     path: tuple[str | int, ...]
@@ -42,9 +40,8 @@ def format_path(path: tuple[str | int, ...]) -> str:
     return out
 
 
-@dataclass(slots=True)
-class _Walk:
-    problems: list[Problem] = field(default_factory=list)
+class _Walk(msgspec.Struct):
+    problems: list[Problem] = msgspec.field(default_factory=list)
 
     def refuse(self, path: tuple[str | int, ...], message: str, hint: str = "") -> None:
         self.problems.append(Problem(path, message, hint))

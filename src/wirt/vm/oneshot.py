@@ -6,8 +6,10 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import (
     HostError,
@@ -61,8 +63,7 @@ def bring_up(
         wait_for_guest(context, name, timeout=timeout)
 
 
-@dataclass(slots=True)
-class OneShot:
+class OneShot(msgspec.Struct):
     """A machine that lives for a command, and the port to its helper where that is open."""
 
     name: str

@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -49,8 +48,7 @@ _IDLE = 0.1
 _QUIET = "rm -f /var/lib/systemd/random-seed; sync"
 
 
-@dataclass(frozen=True, slots=True)
-class Sought:
+class Sought(msgspec.Struct, frozen=True):
     """The template that would fit."""
 
     fingerprint: str

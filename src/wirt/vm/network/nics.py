@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -71,8 +70,7 @@ def add_nic(context: Context, name: str, nic: Nic) -> str:
         return nic.id
 
 
-@dataclass(frozen=True, slots=True)
-class HeldCard:
+class HeldCard(msgspec.Struct, frozen=True):
     """A card of a machine whose lock is held; ``wire`` is None while the machine is down."""
 
     paths: VmPaths

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.qapi.value import QapiObject
 
 
-@dataclass(frozen=True, slots=True)
-class Uplink:
+class Uplink(msgspec.Struct, frozen=True):
     """What the host made for a card: descriptors, and the backend that names them."""
 
     fds: tuple[int, ...]

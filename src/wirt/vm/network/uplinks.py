@@ -10,7 +10,8 @@ import contextlib
 import os
 import select
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import WirtError
 from wirt.qapi.value import QapiObject
@@ -25,12 +26,11 @@ _LONGEST_FRAME = 1 << 17
 _MOST_FRAMES = 10_000
 
 
-@dataclass(slots=True)
-class Uplinks:
+class Uplinks(msgspec.Struct):
     """The host's ends of all cards of a machine that is about to start."""
 
-    made: dict[str, Uplink] = field(default_factory=dict)
-    wires: list[Wire] = field(default_factory=list)
+    made: dict[str, Uplink] = msgspec.field(default_factory=dict)
+    wires: list[Wire] = msgspec.field(default_factory=list)
 
     @property
     def fds(self) -> list[int]:
