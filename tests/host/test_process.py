@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from wirt.errors import HostError, MissingDependency, Timeout
-from wirt.host.process import PARENT, detach, find_program, mortal, run, spawn
+from wirt.host.process import detach, find_program, mortal, run, spawn, with_parent
 from wirt.host.process_id import ProcessId
 
 
@@ -247,7 +247,6 @@ def test_a_mortal_program_of_a_parent_that_ended_first_is_not_started():
     assert run(line).stdout == b"started\n"
     stranger = subprocess.Popen(["sleep", "60"])
     with stranger:
-        late = [str(stranger.pid) if word == PARENT else word for word in line]
-        done = run(late, check=False)
+        done = run(with_parent(line, stranger.pid), check=False)
         stranger.kill()
     assert (done.returncode, done.stdout) == (1, b"")

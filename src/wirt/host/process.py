@@ -101,10 +101,9 @@ def spawn(
     """
     _log(argv)
     program = find_program(argv[0])
-    line = [program, *(str(os.getpid()) if word == PARENT else word for word in argv[1:])]
     try:
         return subprocess.Popen(
-            line,
+            with_parent([program, *argv[1:]], os.getpid()),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -128,8 +127,7 @@ def _log(argv: Sequence[str]) -> None:
         logging.getLogger(__name__).debug("spawn: %s", shlex.join(argv))
 
 
-PARENT = "@PARENT@"
-"""In a line of ``mortal``: the process id of whoever starts it, who puts it there."""
+_PARENT = "@PARENT@"
 
 
 def mortal(argv: Sequence[str]) -> list[str]:
@@ -137,10 +135,15 @@ def mortal(argv: Sequence[str]) -> list[str]:
 
     For helpers that must not outlive us, even if we are killed. The kernel tells only of ends
     to come: a program whose parent is not the one that started it any more ends by itself.
-    To be started by ``spawn``, or by who puts its own process id in the place of ``PARENT``.
+    To be started by ``spawn``, or by whoever puts its process id there: ``with_parent``.
     """
-    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', PARENT]
+    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', _PARENT]
     return [find_program("setpriv"), "--pdeathsig=KILL", "--", *check, *argv]
+
+
+def with_parent(argv: Sequence[str], pid: int) -> list[str]:
+    """Return a line that may be ``mortal`` for the process ``pid`` to start."""
+    return [str(pid) if word == _PARENT else word for word in argv]
 
 
 def detach(process: subprocess.Popen[bytes]) -> None:

@@ -19,10 +19,11 @@ def run(args: argparse.Namespace) -> int:
     """Join standard input and output to a switch: frames as vde_plug writes them."""
     import os
 
+    from wirt.host.process import with_parent
     from wirt.vm.context import Context
     from wirt.vm.network.cables import switch_plug
 
-    line = switch_plug(Context(), args.name)
+    line = with_parent(switch_plug(Context(), args.name), os.getppid())
     if args.json:
         print_json({"name": args.name, "program": line})
     elif args.check:
