@@ -280,13 +280,13 @@ def test_a_client_that_vanishes_in_the_middle_harms_nobody_else(tmp_path):
 def test_a_client_that_drips_is_cut_off_and_others_are_served_meanwhile(tmp_path):
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(MIB))
-    limits = Limits(clients=4, handshake=1.0)
-    with served_here(path, tmp_path / "s", name="raw", limits=limits) as server:
-        drips = [socket.socket(socket.AF_UNIX) for _ in range(2)]
-        for drip in drips:
-            drip.connect(str(tmp_path / "s"))
+    with served_here(path, tmp_path / "s", name="raw", limits=Limits(clients=4)) as server:
         ended = 0
         with NbdStorage(uri(tmp_path / "s")) as storage:
+            server._limits = Limits(clients=4, handshake=1.0)  # for those that come from now on
+            drips = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+            for drip in drips:
+                drip.connect(str(tmp_path / "s"))
             assert storage.pread(0, 512) == bytes(512)
             deadline = time.monotonic() + 60
             for drip in drips:
@@ -339,11 +339,13 @@ def test_a_write_beyond_the_bound_ends_only_that_connection(tmp_path):
 def test_a_client_is_told_when_the_server_is_killed_in_the_middle(serve, raw, tmp_path):
     server = serve(raw, "-r", "--unix", tmp_path / "s", "-t")
     process = subprocess.Popen(
-        ["stdbuf", "-oL", "qemu-io", "-r", "-f", "raw", "-c", "read 0 512", "-c", "sleep 3000",
-         "-c", "read 0 512", server.uris[0]],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ["stdbuf", "-oL", "qemu-io", "-r", "-f", "raw", server.uris[0]],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    process.stdout.readline()
+    process.stdin.write("read 0 512\n")
+    process.stdin.flush()
+    assert "read 512/512 bytes" in process.stdout.readline()
     server.kill()
-    said, _ = process.communicate(timeout=60)
+    server.wait()
+    said, _ = process.communicate("read 0 512\n", timeout=120)
     assert "read failed" in said
