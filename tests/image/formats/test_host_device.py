@@ -24,14 +24,14 @@ def loop(tmp_path):
     with file.open("wb") as made:
         made.truncate(8 * MIB)
     words = ["losetup", "-f", "--show", str(file)]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=600)
     if done.returncode:
         pytest.skip(f"loop devices cannot be had here: {done.stderr}")
     device = done.stdout.strip()
     try:
         yield device, file
     finally:
-        subprocess.run(["losetup", "-d", device], check=True, timeout=60)
+        subprocess.run(["losetup", "-d", device], check=True, timeout=600)
 
 
 @pytest.mark.needs_root
@@ -77,7 +77,7 @@ def test_a_mounted_device_is_not_opened_for_writing(loop, tmp_path):
     device, _ = loop
     place = tmp_path / "mounted"
     place.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", device], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", device], check=True, timeout=600)
     with mounted(device, place):
         for name in ("host_device", "raw"):
             with pytest.raises(ImageInUse, match="mounted"):
