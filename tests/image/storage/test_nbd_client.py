@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -98,11 +99,27 @@ def test_an_export_of_qemu_nbd_is_read_written_and_converted(disk, tmp_path):
         assert image.pread(0, len(data)) == data
         convert([image], str(tmp_path / "out.raw"), "raw")
         assert (tmp_path / "out.raw").read_bytes() == data
+        read_by_threads(image.storage)
         assert len(image.storage._connections) > 1
         with pytest.raises(ImageNoSpace):
             image.storage.pwrite(len(data), b"x")
         with pytest.raises(UnsupportedImage):
             image.resize(64 * MIB)
+
+
+def read_by_threads(storage):
+    """Read until two have met, and a second connection was made for one of them."""
+    give_up = time.monotonic() + 120
+
+    def read():
+        while len(storage._connections) == 1 and time.monotonic() < give_up:
+            storage.pread(0, 4 * MIB)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.needs_tool("qemu-nbd")
