@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import hypothesis
@@ -140,13 +141,19 @@ def tiny_initrd(guest_image, guests):
     path = _cache() / f"tiny-{version}-{guest_image.record.id[:12]}.initrd"
     with Catalog(_cache()).making("tiny", lambda: None):
         if not path.exists():
-            for old in _cache().glob("tiny-*"):
-                old.unlink()
+            _remove_older("tiny-*")
             draft = path.with_suffix(".new")
             module.build_initrd(guest_image, draft)
             draft.chmod(0o444)
             draft.rename(path)
     return path
+
+
+def _remove_older(pattern):
+    """Remove what other versions of the suite made, unless one of them may just be running."""
+    for old in _cache().glob(pattern):
+        if old.stat().st_mtime < time.time() - 86400:
+            old.unlink()
 
 
 def _disk(guests, firmware, **options):
@@ -157,8 +164,7 @@ def _disk(guests, firmware, **options):
     try:
         with Catalog(_cache()).making(f"disk-{firmware}", lambda: None):
             if not path.exists():
-                for old in _cache().glob(f"disk-{firmware}-*"):
-                    old.unlink()
+                _remove_older(f"disk-{firmware}-*")
                 module.make_disk_image(path, firmware, **options)
                 path.chmod(0o444)
     except MissingDependency as error:

@@ -15,7 +15,7 @@ from wirt.host.process import spawn
 from wirt.protocols.qga.client import AgentClient
 
 OVMF = Path("/usr/share/OVMF")
-BOOT_TIMEOUT = 300
+BOOT_TIMEOUT = 900
 _DISKS = {
     "virtio": ["-device", "virtio-blk-pci,drive=disk"],
     "scsi": ["-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=disk"],
@@ -79,7 +79,7 @@ def boot(
 
 def _connected(path: Path, process: subprocess.Popen[bytes]) -> AgentClient:
     """Connect when QEMU listens: its socket has a name a moment before."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(PeerClosed):
             return AgentClient.connect(path, timeout=BOOT_TIMEOUT)

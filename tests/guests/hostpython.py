@@ -21,9 +21,10 @@ import msgspec
 import wirt
 
 MOUNT = "/py"
+# The last is what another process of the suite compiles just now.
 _UNUSED = ("test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "turtledemo", "unittest",
            "pydoc_data", "distutils", "site-packages", "dist-packages", "config-*", "_test*",
-           "_tkinter*", "_sqlite3*", "*.a")  # fmt: skip
+           "_tkinter*", "_sqlite3*", "*.a", "*.pyc.*")  # fmt: skip
 RUN = f"""#!/bin/sh
 export PYTHONHOME={MOUNT} PYTHONPATH={MOUNT}/site WIRT_HOME=/tmp/wirt
 exec {MOUNT}/libraries/loader --library-path {MOUNT}/libraries {MOUNT}/python "$@"

@@ -18,7 +18,7 @@ from wirt.catalog.image import StoredImage
 from wirt.catalog.initrd import Cpio
 from wirt.store.layout import VmPaths
 
-SECONDS = 60.0
+SECONDS = 300.0
 MODULES = "/usr/lib/modules"
 WANTED = ("virtio_net", "virtio_pci", "e1000", "8139cp", "ne2k-pci", "pcnet32", "e100", "tulip",
           "vmxnet3", "e1000e")  # fmt: skip

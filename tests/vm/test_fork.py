@@ -108,7 +108,9 @@ def _are_distinct(vm, names, spawned):
         "cat /proc/sys/kernel/random/uuid; hostname; cat /etc/machine-id; "
         "cat /sys/class/net/e*/address | sort | tr '\\n' ' '; echo; date +%s"
     )
+    began = time.time()
     rows = [run(vm, name, script).splitlines() for name in names]
+    ended = time.time()
     uuids, hosts, ids, macs, times = zip(*rows, strict=True)
     assert hosts == tuple(names)
     for column in (uuids, ids):
@@ -118,7 +120,7 @@ def _are_distinct(vm, names, spawned):
     assert len(shared) == 1, "the private network keeps its address, the wire does not"
     assert len({*private, *wire}) == len(names) + 1
     for name, seen in zip(names, times, strict=True):
-        assert abs(int(seen) - time.time()) < 60, name
+        assert began - 60 < int(seen) < ended + 60, name
     assert [one.identity.unchanged for one in spawned] == [()] * len(names)
     assert len({one.identity.uuid for one in spawned}) == len(names)
     ports = [one.forwards[0][1] for one in spawned] + [Vm("src", vm.context).forwards[22]]
@@ -140,17 +142,21 @@ def _stand_by_themselves(vm):
 def test_a_command_and_a_connection_live_through_a_fork(source):
     """A session is open: so the process is kept, and what runs in it runs on."""
     said = []
+    script = ["sh", "-c", "echo begun; until [ -e /tmp/go ]; do sleep 0.2; done; echo still here"]
     job = threading.Thread(
-        target=lambda: said.append(run(source, "src", "sleep 8; echo still here"))
+        target=execute, args=(source.context, "src", Order(script, stdout=said.append))
     )
     job.start()
-    time.sleep(3)
+    while not said:
+        assert job.is_alive()
+        time.sleep(0.05)
     result = fork(source.context, "src", ["beside"])
     try:
         assert result.method == "stream"
         assert "a command runs in it" in " ".join(result.notes) or "a fork" in result.notes[0]
-        job.join(60)
-        assert said == ["still here\n"]
+        run(source, "src", "touch /tmp/go")
+        job.join(300)
+        assert b"".join(said) == b"begun\nstill here\n"
         seen = counter(source)
         assert seen == list(range(1, len(seen) + 1))
     finally:
@@ -192,7 +198,9 @@ def test_an_agent_that_nobody_talks_to_does_not_wake_up(source):
         with AgentClient.connect(socket, timeout=60) as agent:
             agent.ping()
     script = "grep ^voluntary /proc/$(pgrep -x qemu-ga)/status"
-    assert run(source, "src", script) == run(source, "src", f"sleep 2; {script}")
+    deadline = time.monotonic() + 120  # what it had to do when its client left is done some time
+    while run(source, "src", script) != run(source, "src", f"sleep 2; {script}"):
+        assert time.monotonic() < deadline
 
 
 def test_the_same_identity_is_kept_where_it_is_asked_for(source):
@@ -254,7 +262,7 @@ def test_the_command_line_forks_and_says_what_it_cost(source):
     names = [made["name"] for made in told["forks"]]
     try:
         assert names == ["src-1", "src-2"]
-        assert 0 < told["pause"] < 60
+        assert told["pause"] > 0
         for name in names:
             assert run(source, name, "hostname").strip() == name
         assert cli("check", "src", "--can", "fork,snapshot,migrate").returncode == 0

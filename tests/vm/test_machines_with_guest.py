@@ -49,10 +49,15 @@ def test_output_is_streamed_while_the_command_runs(vm, guest_cli):
         assert process.stdout.readline() == b"first\n"
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-    deadline = time.monotonic() + 20
-    while vm.exec(["pgrep", "-x", "sleep"], check=False).exit_code == 0:
-        assert time.monotonic() < deadline, "the interrupted command runs on in the guest"
+        assert process.wait(60) == 130
+    await_end(vm, "-x", "sleep")
+
+
+def await_end(vm, *words):
+    """Wait until the guest has no such process: its helper ends what nobody waits for."""
+    deadline = time.monotonic() + 120
+    while vm.exec(["pgrep", *words], check=False).exit_code == 0:
+        assert time.monotonic() < deadline, "the command runs on in the guest"
         time.sleep(0.5)
 
 
@@ -73,8 +78,8 @@ def test_a_command_that_does_not_exist_is_127(vm):
 
 def test_a_command_beyond_its_time_is_killed(vm):
     with pytest.raises(Timeout):
-        vm.exec(["sleep", "77"], timeout=1)
-    assert vm.exec(["pgrep", "-f", "sleep 77"], check=False).exit_code == 1
+        vm.exec(["sleep", "7777"], timeout=1)
+    await_end(vm, "-f", "sleep 7777")
 
 
 def test_ten_commands_at_once_share_the_ports(vm, guest_cli):
@@ -94,7 +99,7 @@ def test_a_terminal_is_a_terminal(vm, guest_cli):
         os.close(theirs)
         seen = _read_until(ours, b"done")
         assert b"/dev/pts/" in seen
-        process.wait(30)
+        process.wait(60)
     os.close(ours)
 
 
@@ -105,21 +110,19 @@ def test_a_terminal_follows_the_size_of_ours(vm, guest_cli):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    script = "stty size; read x; stty size; echo done"
+    script = "stty size; until [ \"$(stty size)\" = '50 132' ]; do sleep 0.2; done; echo followed"
     words = ["exec", "-t", vm.name, "--", "sh", "-c", script]
     with guest_cli.start(*words, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL) as process:
         os.close(theirs)
         _read_until(ours, b"24 80")
         fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
         process.send_signal(signal.SIGWINCH)
-        time.sleep(1)
-        os.write(ours, b"x\r")
-        assert b"50 132" in _read_until(ours, b"done")
-        process.wait(30)
+        _read_until(ours, b"followed")
+        process.wait(60)
     os.close(ours)
 
 
-def _read_until(fd, text, seconds=60):
+def _read_until(fd, text, seconds=120):
     seen = b""
     deadline = time.monotonic() + seconds
     while text not in seen:
@@ -173,7 +176,6 @@ def test_the_console_shows_and_takes_text_and_is_logged(vm, guest_cli):
     words = ["console", vm.name]
     with guest_cli.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
         two = guest_cli.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        time.sleep(1)
         one.stdin.write(b"\necho seen-$((40+2))\n")
         one.stdin.flush()
         _read_until(one.stdout.fileno(), b"seen-42")
@@ -181,7 +183,7 @@ def test_the_console_shows_and_takes_text_and_is_logged(vm, guest_cli):
         for process in (one, two):
             process.stdin.write(b"\x1d")
             process.stdin.close()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         two.stdout.close()
     assert b"seen-42" in guest_cli("logs", vm.name).stdout
     assert b"login" in vm.console_log() or b"root@" in vm.console_log()
@@ -237,7 +239,7 @@ def test_stop_asks_the_guest_the_disk_survives_and_a_port_is_forwarded(vm, guest
     assert "powered off" in state.look(vm.context.home.vm(vm.name)).record.ended
     assert guest_cli("set", vm.name, FORWARDING).returncode == 0
     vm.start()
-    vm.wait(timeout=400)
+    vm.wait(timeout=1500)
     assert vm.exec(["cat", "/root/kept"]).text == "kept\n"
     with socket.create_connection(("127.0.0.1", vm.forwards[22]), timeout=60) as peer:
         peer.settimeout(60)
@@ -257,7 +259,7 @@ def owned_by(home, process):
 def test_a_one_shot_machine_gives_its_exit_code_and_goes(wirt_context, guest_cli):
     words = ["run", *SAME, "debian:12", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]
     with guest_cli.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.communicate(timeout=500) == (b"out\n", b"err\n")
+        assert process.communicate(timeout=1500) == (b"out\n", b"err\n")
     assert process.returncode == 7
     assert owned_by(wirt_context.home, process) == []
 
@@ -266,8 +268,10 @@ def _one_shot(cli, home):
     """Start a one-shot machine whose command does not end; return it and its machine's name."""
     words = ["run", *SAME, "debian:12", "--", "sleep", "10000"]
     process = cli.start(*words, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (names := owned_by(home, process)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 1500  # it waits for whoever makes the template
+    while not (names := owned_by(home, process)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     return process, names[0]
 
@@ -280,7 +284,7 @@ def test_what_a_killed_one_shot_leaves_is_removed_by_the_next(wirt_context, gues
     interrupted, _ = _one_shot(guest_cli, home)
     assert orphan not in machine_names(home)
     interrupted.send_signal(signal.SIGINT)
-    assert interrupted.wait(60) == 130
+    assert interrupted.wait(120) == 130
     assert owned_by(home, interrupted) == []
 
 
@@ -292,6 +296,6 @@ def test_the_library_does_what_its_docstring_says(wirt_context):
         "    print(vm.exec(['uname', '-s']).text, vm.accelerator[0], vm.machine.memory)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=1500, check=True
     )
     assert done.stdout.split() == ["Linux", "tcg", str(1 << 30)] or "kvm" in done.stdout

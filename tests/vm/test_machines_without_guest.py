@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -133,10 +134,24 @@ def test_a_missing_image_is_named(context):
         start(context, "one")
 
 
-def test_a_taken_port_is_named_and_nothing_stays(context):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+def listening():
+    """Return a socket at a port that nobody is given who asks for any: it is free again later."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        first = int(file.read().split()[0])
+    for port in random.sample(range(first // 2, first), 100):
+        taken = socket.socket()
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            taken.close()
+            continue
         taken.listen()
+        return taken
+    raise AssertionError("all ports are taken")
+
+
+def test_a_taken_port_is_named_and_nothing_stays(context):
+    with listening() as taken:
         port = taken.getsockname()[1]
         forward = {"host_port": port, "guest_port": 80}
         make(context, "one", nics=[{"backend": {"type": "user", "forwards": [forward]}}])
@@ -152,7 +167,7 @@ def test_port_0_becomes_a_free_port_that_is_recorded(context):
     start(context, "one")
     ((protocol, host, guest),) = list_machines(context)[0].forwards
     assert (protocol, guest) == ("tcp", 22)
-    with socket.create_connection(("127.0.0.1", host), timeout=5):
+    with socket.create_connection(("127.0.0.1", host), timeout=60):
         pass
 
 
@@ -312,7 +327,7 @@ def test_a_qemu_that_was_killed_is_noticed_and_can_start_again(context):
     paths = context.home.vm("one")
     process = state.process_of(read_record(paths.record))
     process.kill()
-    process.wait(10)
+    assert process.wait(60)
     found = state.look(paths)
     assert found.status == "stopped"
     assert "by itself" in found.note
@@ -340,7 +355,8 @@ def test_killing_the_keeper_kills_no_machine_and_the_console_comes_back(context,
     paths = context.home.vm("one")
     keepers = _keepers(paths)
     assert len(keepers) == 1
-    os.kill(keepers[0], signal.SIGKILL)
+    assert keepers[0].kill()
+    assert keepers[0].wait(60)
     assert state.look(paths).status == "running"
     assert cli("console", "one").returncode == 0
     assert len(_keepers(paths)) == 1
@@ -348,7 +364,7 @@ def test_killing_the_keeper_kills_no_machine_and_the_console_comes_back(context,
 
 def _keepers(paths):
     """Return the processes that have the console log open."""
-    return [process.pid for process in processes_with(paths.console_log)]
+    return processes_with(paths.console_log)
 
 
 FLOOD = bytes.fromhex("ba f8 03 b0 78 ee eb fd".replace(" ", ""))
@@ -365,16 +381,22 @@ def test_a_guest_that_floods_its_console_fills_nothing(context):
     create(context, "flood", source, Wish(settings=SMALL))
     start(context, "flood")
     paths = context.home.vm("flood")
-    written = 0
-    deadline = time.monotonic() + 60
-    while written < LOG_LIMIT and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while _size_of(paths.log) < LOG_LIMIT:
+        assert time.monotonic() < deadline
         time.sleep(0.2)
-        written = sum(os.path.getsize(os.path.join(paths.log, n)) for n in os.listdir(paths.log))
-    assert written >= LOG_LIMIT
     for _ in range(20):
         time.sleep(0.1)
-        total = sum(os.path.getsize(os.path.join(paths.log, n)) for n in os.listdir(paths.log))
-        assert total <= 2 * LOG_LIMIT + (1 << 16)
+        assert _size_of(paths.log) <= 2 * LOG_LIMIT + (1 << 16)
+
+
+def _size_of(directory):
+    """Return the bytes in a directory, in which a log may just be changing its name."""
+    total = 0
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            total += os.path.getsize(os.path.join(directory, name))
+    return total
 
 
 def test_a_hundred_commands_at_once_end_in_some_order_with_one_qemu(context, cli):
@@ -389,7 +411,9 @@ def test_a_hundred_commands_at_once_end_in_some_order_with_one_qemu(context, cli
     ]
     most = 0
     while any(process.poll() is None for process in running):
-        most = max(most, len(_qemus(paths.root)))
+        # A look takes its time: one may end, and the next begin, while it lasts. But who is seen
+        # in the next one too was there all the time between.
+        most = max(most, len(set(_qemus(paths.root)) & set(_qemus(paths.root))))
         time.sleep(0.1)
     for process in running:
         error = process.stderr.read().decode()
@@ -427,15 +451,15 @@ def test_wirt_can_be_killed_at_any_moment(context, cli):
         process.kill()
         process.wait()
         if turn % 10 == 9:
-            listed = cli("ls", "--json", timeout=60)
+            listed = cli("ls", "--json")
             assert listed.returncode == 0, (seed, listed.stderr)
             names = [row["name"] for row in json.loads(listed.stdout)]
             assert names == machine_names(context.home)
             assert all(row["status"] != "damaged" for row in json.loads(listed.stdout)), seed
     for name in machine_names(context.home):
-        assert cli("start", name, timeout=60).returncode == 0, seed
-        assert cli("stop", "--force", name, timeout=60).returncode == 0, seed
-        assert cli("rm", name, timeout=60).returncode == 0, seed
+        assert cli("start", name).returncode == 0, seed
+        assert cli("stop", "--force", name).returncode == 0, seed
+        assert cli("rm", name).returncode == 0, seed
     make(context, "last")  # sweeps
     remove(context, "last")
     _old_garbage(context)
@@ -482,7 +506,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(context, cli):
         process = cli.start(*verb, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         time.sleep(0.15 + rng.random() * 0.4)
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1].decode()
+        error = process.communicate(timeout=300)[1].decode()
         if "init_import_site" in error:
             continue  # Python was still starting: nothing of wirt had run
         assert process.returncode in {0, 4, 5, 130, -signal.SIGINT}, (seed, error)

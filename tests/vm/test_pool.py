@@ -18,7 +18,7 @@ from wirt.vm.remove import remove
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_guest, pytest.mark.xdist_group("warm")]
 
-SECONDS = 120.0
+SECONDS = 600.0
 
 
 def pool(guest_cli, *words):

@@ -13,6 +13,8 @@ from wirt.store.machines import machine_names
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_guest, pytest.mark.xdist_group("warm")]
 
 SUITE = """
+import time
+
 def test_a_machine_of_its_own(wirt_machine):
     open("names", "a").write(wirt_machine.name + " ")
     wirt_machine.exec(["touch", "/mine"])
@@ -22,7 +24,10 @@ def test_another_one(wirt_machine):
     assert wirt_machine.exec(["ls", "/"]).text.split().count("mine") == 0
 
 def test_that_fails(wirt_machine):
-    wirt_machine.exec(["sh", "-c", "echo seen-on-console > /dev/console; sleep 1"])
+    wirt_machine.exec(["sh", "-c", "echo seen-on-console > /dev/console"])
+    deadline = time.monotonic() + 120
+    while b"seen-on-console" not in wirt_machine.console_log() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert False, "on purpose"
 """
 

@@ -11,12 +11,15 @@ import msgspec
 import pytest
 
 from tests.image.formats.support import sample
+from tests.vm.test_fork_faults import kill_at
 from wirt.host.process_id import ProcessId
 from wirt.image.base import AllowLocalFiles
 from wirt.image.create import create_image
 from wirt.image.open import open_image
 from wirt.image.storage.nbd import NbdStorage
+from wirt.store.locks import try_lock
 from wirt.store.record import read_record
+from wirt.vm import disk_serving
 from wirt.vm.create import Wish, create
 from wirt.vm.inspect import argv, inspect
 from wirt.vm.monitor import connect
@@ -167,6 +170,29 @@ def test_an_image_that_is_in_use_stops_the_start_and_leaves_no_server(context, p
         start(context, "vm")
     assert read_record(paths.record).phase == "stopped"
     start(context, "vm")
+
+
+def test_a_server_that_nobody_has_written_down_is_waited_for(context, place, monkeypatch):
+    """It ends by itself, but takes its time to see that whoever started it was killed."""
+    paths = own_disk(context, chain(place, "vpc"), "vpc")
+    assert kill_at(context, "disks-served", "start", "vm")[0] == -9
+    start(context, "vm")
+    server = server_of(paths)
+    assert try_lock(paths.disks_lock) is None
+    stop(context, "vm", force=True)
+    assert not server.alive()
+    others = [try_lock(paths.disks_lock)]
+
+    def while_another_ends(path):
+        lock = try_lock(path)
+        if lock is None:
+            os.close(others.pop())
+        return lock
+
+    monkeypatch.setattr(disk_serving, "try_lock", while_another_ends)
+    start(context, "vm")
+    assert others == []
+    assert server_of(paths).alive()
 
 
 def test_only_what_qemu_cannot_open_is_served(place):

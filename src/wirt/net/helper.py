@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from wirt.errors import HostError, Timeout
+from wirt.host.failpoint import failpoint
 from wirt.host.process import describe_end, detach, find_program, spawn
 from wirt.host.process_id import ProcessId
 
@@ -50,6 +51,7 @@ def start(
         raise
     finally:
         os.close(write_fd)
+    failpoint("helper-begun")
     try:
         return _await(process, read_fd, what, ready, time.monotonic() + timeout)
     except BaseException:

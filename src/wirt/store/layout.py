@@ -12,6 +12,7 @@ Nothing else builds paths.
     │   │   ├── started.json  0600 the description that the running QEMU was started with
     │   │   ├── lock          held by the wirt command that changes this machine
     │   │   ├── run.lock      held by the QEMU process: held means running
+    │   │   ├── disks.lock    held by the process that serves its disks, where one does
     │   │   ├── snapshots/    0700 NAME.json for each: which state it is, see wirt.store.snapshots
     │   │   ├── disks/        0700 of the VM's uid: images and UEFI variables
     │   │   ├── tpm/          0700 of the VM's uid: what its TPM keeps, swtpm's directory
@@ -164,6 +165,11 @@ class VmPaths(OwnPaths, frozen=True):
     @property
     def qemu_log(self) -> str:
         return os.path.join(self.log, "qemu.log")
+
+    @property
+    def disks_lock(self) -> str:
+        """Held by the server of served disks: one at a time."""
+        return os.path.join(self.root, "disks.lock")
 
     @property
     def disk_server_log(self) -> str:

@@ -1,7 +1,7 @@
 """Switches, bridge networks, cables and labs of a home: their records, and how they come and go.
 
-They are directories, made and removed as machines are: filled under another name and renamed
-when complete, gone by name at once and then erased.
+They are directories, made and removed as machines are: there by name when their record is, which
+is before anything serves them; gone by name at once and then erased.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class LabRecord(msgspec.Struct, frozen=True):
 
 
 R = TypeVar("R", SwitchRecord, BridgeRecord, CableRecord, LabRecord)
+Record = SwitchRecord | BridgeRecord | CableRecord | LabRecord
 
 
 def check_name(kind: NetworkKind, name: str) -> str:
@@ -150,10 +151,11 @@ def find(home: Home, kind: NetworkKind, name: str) -> NetworkPaths:
 
 
 @contextmanager
-def new(home: Home, kind: NetworkKind, name: str) -> Iterator[NetworkPaths]:
-    """Yield a directory to fill; it becomes the wire ``name`` when the block ends well.
+def new(home: Home, kind: NetworkKind, name: str, record: Record) -> Iterator[NetworkPaths]:
+    """Make the wire ``name``, and yield it, locked, for the block to start; if that fails, it goes.
 
-    Raises AlreadyExists. What a killed block leaves is swept by the next.
+    A block that is killed leaves the wire, so that what it had started is found by the name.
+    Raises AlreadyExists.
     """
     require_free(home, kind, name)
     target = home.network(kind, name)
@@ -165,15 +167,25 @@ def new(home: Home, kind: NetworkKind, name: str) -> Iterator[NetworkPaths]:
     except OSError as error:
         raise host_error(error, paths.root) from error
     try:
-        yield paths
+        _publish(paths, target, record)
+        try:
+            yield target
+        except BaseException:
+            remove(home, target)
+            raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _publish(paths: NetworkPaths, target: NetworkPaths, record: Record) -> None:
+    try:
+        write(paths, record)
         sync_directory(paths.root)
         _rename(paths, target)
     except BaseException:
         erase(paths)
         raise
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
 def require_free(home: Home, kind: NetworkKind, name: str) -> None:
@@ -250,7 +262,7 @@ def read(paths: NetworkPaths, record: type[R]) -> R:
     return found
 
 
-def write(paths: NetworkPaths, record: R) -> None:
+def write(paths: NetworkPaths, record: Record) -> None:
     """Replace the record atomically."""
     replace_file(paths.record, record)
 

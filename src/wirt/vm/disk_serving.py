@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -17,12 +18,14 @@ from wirt.host.process import detach, spawn
 from wirt.host.process_id import ProcessId
 from wirt.spec.machine import Machine
 from wirt.store.layout import VmPaths
+from wirt.store.locks import try_lock
 from wirt.store.record import Record, Run, ServedImage, write_record
 from wirt.vm.served import SOCKET, export_name
 from wirt.vm.state import boot_id
 
 _READY_SECONDS = 60.0
 _END_SECONDS = 60.0
+_POLL_SECONDS = 0.02
 _MOST_WORDS = 4096
 
 
@@ -37,10 +40,12 @@ def start_disk_server(
     """Serve the images for QEMU, and return when it can connect. Raises HostError.
 
     The server ends by itself when QEMU does, when QEMU does not come, and, unless
-    ``qemu_runs`` already, when this process ends before QEMU has come.
+    ``qemu_runs`` already, when this process ends before QEMU has come. That takes a moment,
+    and nobody has written down the server of a start that was killed: its lock is awaited.
     """
     if not served:
         return None
+    lock = _await_lock(paths)
     ready_read, ready_write = os.pipe()
     settings_fd = os.memfd_create("wirt-disks")
     try:
@@ -52,7 +57,7 @@ def start_disk_server(
             [sys.executable, "-P", "-m", "wirt.vm.disk_server", str(settings_fd)],
             stdout=subprocess.DEVNULL,  # a reader of ours must not wait for the server's end
             stderr=subprocess.DEVNULL,
-            pass_fds=[settings_fd, ready_write],
+            pass_fds=[settings_fd, ready_write, lock],
             new_session=True,
             cwd="/",
         )
@@ -66,10 +71,23 @@ def start_disk_server(
             raise
         return ProcessId.of(process.pid)
     finally:
-        os.close(settings_fd)
-        os.close(ready_read)
+        for fd in (lock, settings_fd, ready_read):
+            os.close(fd)
         if ready_write >= 0:
             os.close(ready_write)
+
+
+def _await_lock(paths: VmPaths) -> int:
+    """Return the lock that the server is to inherit. Raises HostError."""
+    deadline = time.monotonic() + _END_SECONDS
+    while (lock := try_lock(paths.disks_lock)) is None:
+        if time.monotonic() > deadline:
+            raise HostError(
+                "a former server of the machine's disks does not end",
+                hint=f"see which: fuser {paths.disks_lock}",
+            )
+        time.sleep(_POLL_SECONDS)
+    return lock
 
 
 def _settings(

@@ -22,7 +22,7 @@ from wirt.vm.sockets import listen
 
 LOG_LIMIT = 2 * MIB
 """Of each of the two files of a log."""
-_READY_SECONDS = 20.0
+_READY_SECONDS = 60.0
 
 
 def console_names(machine: Machine) -> list[str]:

@@ -18,6 +18,7 @@ from wirt.catalog.image import REMOVABLE_ARGUMENTS, TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
 from wirt.host.confine import confinement
+from wirt.host.failpoint import failpoint
 from wirt.host.holders import kill_holders
 from wirt.host.process import detach, find_program
 from wirt.host.process_id import ProcessId
@@ -184,6 +185,7 @@ def _start(
     ownership.give(paths, record)
     try:
         run = with_server(run, start_disk_server(paths, record, machine, images))
+        failpoint("disks-served")
         record = msgspec.structs.replace(record, phase="starting", run=run, ended="")
         write_record(paths.record, record)
         launched = _launch(paths, line, [*runtime.fd_paths.values(), *uplinks.fds], tpm)

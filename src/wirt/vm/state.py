@@ -21,6 +21,8 @@ _WORDS = {
     "guest-panicked": "panicked",
 }
 
+ASK_SECONDS = 2.0
+"""One QEMU that hangs must not keep all others from being listed."""
 TPM_LOST = "its TPM has ended, and with the guest's next reset QEMU will: restart it"
 
 
@@ -43,7 +45,7 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
+def look(paths: VmPaths, *, ask: bool = True) -> VmState:
     """Return the state of a machine. With ``ask``, QEMU says whether it runs or is paused.
 
     Raises NotFound for a fork whose maker was killed before it ran.
@@ -61,7 +63,7 @@ def look(paths: VmPaths, *, ask: bool = True, timeout: float = 2.0) -> VmState:
     from wirt.vm.monitor import query_status
 
     try:
-        status = query_status(paths, record, timeout=timeout)
+        status = query_status(paths, record, timeout=ASK_SECONDS)
     except (Timeout, ProtocolError, WrongState) as error:
         return VmState(paths.name, "running", record, f"QEMU did not answer: {error}")
     return VmState(paths.name, _WORDS.get(status, status), record, note)

@@ -26,6 +26,14 @@ def own_namespace() -> str:
     return os.readlink("/proc/self/ns/net")
 
 
+def namespace() -> subprocess.Popen:
+    """Start a process that holds a network namespace of its own, and return when it does."""
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+    while os.readlink(f"/proc/{holder.pid}/ns/net") == own_namespace():
+        time.sleep(0.01)
+    return holder
+
+
 @pytest.fixture(scope="module")
 def host():
     """This process, and what it starts, in a network namespace of its own."""
@@ -127,14 +135,19 @@ def net(host, context, guest_image, tiny_initrd, guests):
         yield made
     finally:
         made.end()
-    deadline = time.monotonic() + 10
-    while processes_here() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while (processes_here() or interfaces() != before) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_here() == {}
     assert interfaces() == before
 
 
-def eventually(check, *, seconds: float = 60.0, what: str = "") -> None:
+def reach(shell, address: str) -> None:
+    """Let a guest reach an address; on a busy host that is not done with the first packet."""
+    shell(f"for i in $(seq 100); do ping -c 1 -W 2 {address} && exit 0; done; exit 1", timeout=300)
+
+
+def eventually(check, *, seconds: float = 300.0, what: str = "") -> None:
     """Wait for ``check`` to be true: guests and kernels take their time."""
     deadline = time.monotonic() + seconds
     while not check():

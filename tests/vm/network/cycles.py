@@ -92,8 +92,8 @@ def reapers() -> list[threading.Thread]:
 
 
 def settled(context, wanted: dict[str, object]) -> dict[str, object]:
-    """Return what is left when that is as ``wanted``, or half a minute later."""
-    deadline = time.monotonic() + 30
+    """Return what is left when that is as ``wanted``, or five minutes later."""
+    deadline = time.monotonic() + 300
     while (now := left(context)) != wanted and time.monotonic() < deadline:
         time.sleep(0.05)  # the last of the threads that reap children
     return now
@@ -120,7 +120,7 @@ def main() -> int:
         for _ in range(WARM_UP):
             cycle(context)
         for thread in reapers():
-            thread.join(30)
+            thread.join(300)
         before, began = left(context), resident()
         for number in range(count):
             cycle(context)

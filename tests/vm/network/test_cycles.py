@@ -19,7 +19,7 @@ pytestmark = [
 def test_what_comes_up_and_goes_down_leaves_nothing(net):
     cycle(net.context)
     for thread in reapers():
-        thread.join(30)
+        thread.join(300)
     before = left(net.context)
     for _ in range(2):
         cycle(net.context)

@@ -49,7 +49,7 @@ def wirt(net):
         env = {**os.environ, "WIRT_HOME": net.context.home.root}
         done = subprocess.run(
             line, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=120, check=False,
+            timeout=300, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout + done.stderr

@@ -83,9 +83,8 @@ def enter(context: Context, lab: Lab, content: str, *, parent: str = "") -> bool
     _refuse_taken(lab.name, _full(lab, lab.machines), machine_names(context.home))
     for kind, parts in _kinds(lab):
         _refuse_taken(lab.name, _full(lab, parts), wires.names(context.home, kind))
-    with wires.new(context.home, "lab", lab.name) as paths:
-        wires.write(paths, _record(lab, content, parent))
-    return True
+    with wires.new(context.home, "lab", lab.name, _record(lab, content, parent)):
+        return True
 
 
 def _kinds(lab: Lab) -> Iterable[tuple[NetworkKind, Iterable[str]]]:

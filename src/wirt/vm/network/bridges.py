@@ -59,8 +59,7 @@ def create_bridge(context: Context, name: str, wish: BridgeWish) -> BridgeRecord
         raise HostError(
             f"there is an interface {record.interface} already", hint="choose one: --interface"
         )
-    with wires.new(context.home, "bridge", name) as paths:
-        wires.write(paths, record)
+    with wires.new(context.home, "bridge", name, record) as paths:
         try:
             return _serve(context, paths, record)
         except BaseException:

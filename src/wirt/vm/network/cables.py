@@ -74,8 +74,7 @@ def create_cable(
     record = CableRecord(
         created=time.time(), a=a, b=b, shape=check_shape(shape), ssh_options=ssh_options
     )
-    with wires.new(context.home, "cable", name) as paths:
-        wires.write(paths, record)
+    with wires.new(context.home, "cable", name, record) as paths:
         try:
             return _lay(context, paths, name, record)
         except BaseException:
@@ -246,7 +245,7 @@ def switch_plug(context: Context, name: str) -> list[str]:
     record = switches.ensure_switch(context, name)
     paths = wires.find(context.home, "switch", name)
     plug = cable.Plug(switches.sockets_of(paths).control, 0, record.uid)
-    return cable.plug_program(plug, text="wirt switch plug")
+    return cable.plug_program(plug, text="wirt switch plug", parent=str(os.getppid()))
 
 
 def cable_name(a: str, b: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from wirt.errors import HostError, UsageError, WrongState
 from wirt.host.confine import switch_uid
+from wirt.host.failpoint import failpoint
 from wirt.net import bridge, switch
 from wirt.net.place import HERE, Place, require_taps, stable_mac
 from wirt.net.switch import PortVlan, Sockets
@@ -22,7 +23,7 @@ from wirt.store.locks import run_lock_is_held
 from wirt.store.wires import SwitchRecord
 from wirt.vm.context import Context
 from wirt.vm.network import bridges
-from wirt.vm.network.processes import end_all, recorded, tag
+from wirt.vm.network.processes import end_all, living, recorded, tag
 from wirt.vm.network.users import users_of
 
 _INTERFACE_BYTES = 15
@@ -87,8 +88,7 @@ def create_switch(context: Context, name: str, wish: SwitchWish) -> SwitchRecord
     wires.require_free(context.home, "switch", name)
     if kind in {"tap", "bridge"} and HERE.has(record.interface):
         raise HostError(f"there is an interface {record.interface} already", hint="tap=NAME")
-    with wires.new(context.home, "switch", name) as paths:
-        wires.write(paths, record)
+    with wires.new(context.home, "switch", name, record) as paths:
         try:
             return _run(context, paths, record)
         except BaseException:
@@ -136,7 +136,9 @@ def ensure_switch(context: Context, name: str) -> SwitchRecord:
 
 
 def is_up(paths: NetworkPaths) -> bool:
-    """True if the switch runs and answers."""
+    """True if the switch runs, has its VLANs and its uplink, and answers."""
+    if living(wires.read(paths, SwitchRecord).process) is None:
+        return False
     return run_lock_is_held(paths.run_lock) and switch.answers(sockets_of(paths))
 
 
@@ -155,11 +157,12 @@ def _run(context: Context, paths: NetworkPaths, record: SwitchRecord) -> SwitchR
             uid=record.uid,
             place=place,
         )
-    record = msgspec.structs.replace(record, process=recorded(process))
-    wires.write(paths, record)
+    failpoint("switch-begun")
     switch.configure(sockets_of(paths), [PortVlan(*member) for member in record.vlans])
     if record.interface:
         _join_uplink(context, record, place)
+    record = msgspec.structs.replace(record, process=recorded(process))
+    wires.write(paths, record)  # last: a switch that no record knows is begun anew
     return record
 
 
