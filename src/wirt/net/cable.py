@@ -15,7 +15,6 @@ from wirt.errors import (
     WirtError,
 )
 from wirt.host.process import find_program, mortal, run
-from wirt.net.cable_keeper import KEEPER_PID
 from wirt.net.console import Console
 from wirt.net.place import as_user
 from wirt.spec.setting import NAME_PATTERN
@@ -86,9 +85,9 @@ class Plug(msgspec.Struct, frozen=True):
         return f"vde://{self.path}[{self.port}]" if self.port else f"vde://{self.path}"
 
 
-def plug_program(plug: Plug, *, text: str, parent: str = KEEPER_PID) -> list[str]:
-    """Return the line of a plug, frames on its pipes, that ends with ``parent``."""
-    return _as(plug.uid, ["vde_plug", "-D", text, plug.url], parent)
+def plug_program(plug: Plug, *, text: str) -> list[str]:
+    """Return the line of a plug, frames on its pipes, that ends with who starts it."""
+    return _as(plug.uid, ["vde_plug", "-D", text, plug.url])
 
 
 def joining_program(first: Plug, second: Plug, *, text: str) -> list[str]:
@@ -96,9 +95,9 @@ def joining_program(first: Plug, second: Plug, *, text: str) -> list[str]:
     return _as(first.uid, ["vde_plug", "-D", text, first.url, second.url])
 
 
-def _as(uid: int, argv: list[str], parent: str = KEEPER_PID) -> list[str]:
+def _as(uid: int, argv: list[str]) -> list[str]:
     """A program that ends with its parent, and may do nothing but what ``uid`` may."""
-    line = mortal([find_program(argv[0]), *argv[1:]], parent=parent)
+    line = mortal([find_program(argv[0]), *argv[1:]])
     return [*as_user(uid), *line] if uid else line
 
 
@@ -125,7 +124,7 @@ def remote_program(end: SshEnd, options: tuple[str, ...]) -> list[str]:
         if end.switch.startswith("/")
         else f"exec wirt switch plug {end.switch}"
     )
-    return mortal([*ssh_line(end, options), command], parent=KEEPER_PID)
+    return mortal([*ssh_line(end, options), command])
 
 
 def require_remote(end: SshEnd, options: tuple[str, ...]) -> None:

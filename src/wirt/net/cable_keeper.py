@@ -28,8 +28,6 @@ _WORDS = 2000
 _PARENT = "@PARENT@"  # of wirt.host.process
 # wirefilter finds its second side by these names, as dpipe gives them.
 _SECOND_SIDE = {"ALTERNATE_STDIN": "3", "ALTERNATE_STDOUT": "4"}
-KEEPER_PID = "@KEEPER_PID@"
-"""A word of the programs' lines: the process id of their keeper, which nobody knows before."""
 
 Pipe = tuple[int, int]
 
@@ -115,14 +113,10 @@ def _pause(seconds: float) -> None:
 
 def keep(settings: dict[str, Any]) -> None:
     """Hold the cable until SIGTERM, which ends the process."""
-    own_pid = str(os.getpid())
-    programs = [
-        [own_pid if word == KEEPER_PID else word for word in line] for line in settings["programs"]
-    ]
     failures = 0
     while True:
         began = time.monotonic()
-        row = Row(programs)
+        row = Row(settings["programs"])
 
         def leave(_number: int, _frame: object, row: Row = row) -> None:
             row.end()

@@ -19,11 +19,10 @@ def run(args: argparse.Namespace) -> int:
     """Join standard input and output to a switch: frames as vde_plug writes them."""
     import os
 
-    from wirt.host.process import with_parent
     from wirt.vm.context import Context
     from wirt.vm.network.cables import switch_plug
 
-    line = with_parent(switch_plug(Context(), args.name), os.getppid())
+    line = switch_plug(Context(), args.name)
     if args.json:
         print_json({"name": args.name, "program": line})
     elif args.check:
