@@ -41,7 +41,7 @@ from wirt.vm.execute import Order, execute
 from wirt.vm.forking.fork import spawn_many
 from wirt.vm.forking.freeze import freeze
 from wirt.vm.forking.spawn import Wish, spawn_from
-from wirt.vm.oneshot import ensure_warm
+from wirt.vm.oneshot import ensure_warm, for_command
 from wirt.vm.remove import remove
 from wirt.vm.source import resolve
 from wirt.vm.start import start
@@ -112,8 +112,9 @@ def _cold_boot(context: Context, name: str) -> float:
 
 
 def _template(context: Context) -> State:
-    wish = Make(settings=SETTINGS)
-    sought = ensure_warm(context, resolve(context, "debian:12"), wish, timeout=1200)
+    image = resolve(context, "debian:12")
+    wish = for_command(image, Make(settings={"memory": SETTINGS["memory"]}))
+    sought = ensure_warm(context, image, wish, timeout=1200)
     state = find_warm(context, sought)
     if state is None:
         raise RuntimeError("wirt kept no template")

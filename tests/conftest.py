@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -33,7 +34,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # A busy machine is slow: time is for the benchmarks to judge.
-hypothesis.settings.register_profile("wirt", deadline=None)
+hypothesis.settings.register_profile(
+    "wirt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("wirt")
 
 _PROGRAMS = {"needs_qemu": "qemu-system-x86_64", "needs_qemu_img": "qemu-img"}
@@ -45,7 +48,9 @@ _SUITE_HOME = "WIRT_SUITE_HOME"
 def pytest_configure(config):
     """Name the home of the machines that tests fork: one for all workers of this run."""
     if not hasattr(config, "workerinput"):
-        os.environ[_SUITE_HOME] = f"/var/tmp/wirt-suite-{os.getpid()}"
+        # A process id comes again, and a run that was killed leaves its home.
+        name = f"wirt-suite-{os.getpid()}-{secrets.token_hex(3)}"
+        os.environ[_SUITE_HOME] = os.path.join("/var/tmp", name)
 
 
 def pytest_unconfigure(config):

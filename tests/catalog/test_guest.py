@@ -48,8 +48,8 @@ def test_debian_13_starts(guest_image_13, tmp_path, emulator):
 
 def _console_is_roots(emulator, agent, directory):
     """Wait for the prompt on the serial console that logs root in."""
-    emulator.sh(agent, "timeout 120 sh -c 'until pgrep -t ttyS0 bash; do sleep 0.2; done'")
-    deadline = time.monotonic() + 60
+    emulator.sh(agent, "timeout 600 sh -c 'until pgrep -t ttyS0 bash; do sleep 0.2; done'")
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if "root@guest" in (directory / "serial.log").read_text(errors="replace"):
             return True

@@ -20,7 +20,7 @@ def read(image, tmp_path, name):
     path = tmp_path / "seed.img"
     path.write_bytes(image)
     answer = subprocess.run(
-        ["mtype", "-i", path, f"::{name}"], check=True, capture_output=True, timeout=20
+        ["mtype", "-i", path, f"::{name}"], check=True, capture_output=True, timeout=120
     )
     return answer.stdout
 
@@ -38,7 +38,7 @@ def test_mtools_reads_back_every_file_and_the_label(tmp_path):
     for name, content in files.items():
         assert read(image, tmp_path, name) == content
     listing = subprocess.run(
-        ["mdir", "-i", tmp_path / "seed.img", "::"], check=True, capture_output=True, timeout=20
+        ["mdir", "-i", tmp_path / "seed.img", "::"], check=True, capture_output=True, timeout=120
     )
     assert b"is CIDATA" in listing.stdout
 
@@ -48,7 +48,7 @@ def test_mtools_reads_back_every_file_and_the_label(tmp_path):
 def test_the_file_system_is_sound(tmp_path, size):
     path = tmp_path / "fat"
     path.write_bytes(build_fat({"a": b"z" * size, "meta-data": b"m"}, label="CIDATA"))
-    subprocess.run(["fsck.fat", "-n", path], check=True, capture_output=True, timeout=20)
+    subprocess.run(["fsck.fat", "-n", path], check=True, capture_output=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 256, 'q"', "tab\t"])

@@ -12,7 +12,7 @@ def run_qemu_img(words: list[object]) -> subprocess.CompletedProcess[bytes]:
     """
     while True:
         done = subprocess.run(
-            ["qemu-img", *map(str, words)], check=False, capture_output=True, timeout=120
+            ["qemu-img", *map(str, words)], check=False, capture_output=True, timeout=600
         )
         if _GAVE_UP not in done.stderr:
             return done

@@ -57,7 +57,19 @@ def qemu(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "qmp"
 
 
+def receive_until(peer: socket.socket, mark: bytes) -> bytes:
+    """Return what comes until ``mark`` is in it: requests may come apart, or several at once."""
+    received = b""
+    while mark not in received:
+        more = peer.recv(4096)
+        if not more:
+            raise ConnectionResetError
+        received += more
+    return received
+
+
 Behaviour = Callable[[socket.socket], None]
+LONG = 120.0  # seconds: nothing takes so long, and nothing may hang
 
 
 @pytest.fixture
@@ -75,7 +87,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Behaviour], Path]]:
                 with suppress(OSError):
                     connection = listener.accept()[0]
                     with connection:
-                        connection.settimeout(20)
+                        connection.settimeout(LONG)
                         behave(connection)
 
             thread = threading.Thread(target=run, daemon=True)

@@ -10,7 +10,7 @@ from wirt.spec import toml
 
 pytestmark = pytest.mark.needs_qemu
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 DISKS = """
 [[disks]]
@@ -52,7 +52,9 @@ def first_words(text, qemu, base, count=1):
             guest.qmp.execute("cont")
             while len(said) < count:
                 console.settimeout(max(0.1, deadline - time.monotonic()))
-                said += console.recv(100)
+                heard = console.recv(100)
+                assert heard, "QEMU ended"
+                said += heard
     return said.decode()[:count]
 
 

@@ -1,7 +1,5 @@
 """The whole line: what is refused with a remedy, and choices that depend on the host."""
 
-import dataclasses
-
 import msgspec
 import pytest
 
@@ -17,7 +15,7 @@ CAPABILITIES = machines.recorded("7.2")
 
 
 def compiled(text="", capabilities=CAPABILITIES, **facts):
-    runtime = dataclasses.replace(machines.runtime("x"), **facts)
+    runtime = msgspec.structs.replace(machines.runtime("x"), **facts)
     return arguments(toml.load(f'name = "a"\n{text}'), runtime, capabilities)
 
 

@@ -1,8 +1,7 @@
 """Disks: what is refused, and the same values for start and hot-plug."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from tests.qemu import machines
 from tests.qemu.validate import Schema

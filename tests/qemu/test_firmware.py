@@ -14,7 +14,7 @@ from wirt.spec import toml
 pytestmark = pytest.mark.needs_qemu
 
 OVMF = "/usr/share/OVMF"
-SECONDS = 120.0
+SECONDS = 600.0
 
 
 @pytest.mark.parametrize(
@@ -51,5 +51,7 @@ def listen(guest, base):
         guest.qmp.execute("cont")
         while b"BdsDxe" not in said and time.monotonic() < deadline:
             console.settimeout(max(0.1, deadline - time.monotonic()))
-            said += console.recv(4096)
+            heard = console.recv(4096)
+            assert heard, "QEMU ended"
+            said += heard
     return said

@@ -109,7 +109,7 @@ def test_a_card_is_unplugged_from_its_root_port(guest, runtime):
     guest.qmp.execute("device_add", values.device)
     guest.qmp.execute("device_del", {"id": "nic3"})
     guest.qmp.execute("system_reset")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while "nic3" in names(guest, "/machine/peripheral"):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -10,12 +10,12 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from msgspec.structs import replace
 
 from tests.qemu import anything, live, machines
 from wirt.errors import WirtError

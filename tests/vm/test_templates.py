@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from wirt.store import states
 from wirt.store.machines import machine_names
 from wirt.vm.create import Wish
+from wirt.vm.oneshot import for_command
 from wirt.vm.source import DiskFile, resolve
 from wirt.vm.template import seek
 
@@ -106,3 +107,14 @@ def test_what_cannot_be_kept_warm_boots(change, guest_context):
     except MissingDependency:
         assert "kvm" in str(change)  # the host has none, and says so
     assert seek(guest_context, DiskFile("/x.qcow2", "qcow2", 1 << 30), Wish()) is None
+
+
+def test_a_machine_for_one_command_has_a_screen_only_if_asked(guest_context):
+    image = resolve(guest_context, "debian:12")
+    screenless = {"video": {"model": "none"}, "displays": []}
+    made = for_command(image, Wish(settings={"memory": "512M"}))
+    assert made.settings == {"memory": "512M", **screenless}
+    for asked in ({"video": {"model": "virtio"}}, {"displays": [{"type": "vnc"}]}):
+        assert for_command(image, Wish(settings=asked)).settings == asked
+    theirs = DiskFile("/x.qcow2", "qcow2", 1 << 30)
+    assert for_command(theirs, Wish()).settings == {}

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from wirt.cli.arguments import example
 from wirt.errors import AlreadyExists, UsageError
@@ -57,8 +58,7 @@ def declare(
     example(parser, *examples)
 
 
-@dataclass(slots=True)
-class Access:
+class Access(msgspec.Struct):
     """How the files of one command are opened."""
 
     format: str | None

@@ -19,6 +19,9 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def program() -> None:
     """The whole process: what was imported need not be taken apart at its end."""
+    from wirt.cli.loading import collect_rarely
+
+    collect_rarely()
     _open_closed_streams()
     code = main()
     import threading

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from wirt.errors import UsageError
 from wirt.vm.context import Context

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.host.finding import Finding, Status
 from wirt.host.kernel import read_line
@@ -11,8 +12,7 @@ from wirt.host.kernel import read_line
 _WANTED = ("cpu", "io", "memory", "pids")
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroups:
+class Cgroups(msgspec.Struct, frozen=True):
     """What this process can use. ``version`` is 0 without any cgroup file system."""
 
     version: int

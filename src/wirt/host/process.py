@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO
+
+import msgspec
 
 from wirt.errors import HostError, MissingDependency, Timeout
 
@@ -102,7 +103,7 @@ def spawn(
     program = find_program(argv[0])
     try:
         return subprocess.Popen(
-            [program, *argv[1:]],
+            with_parent([program, *argv[1:]], os.getpid()),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -126,15 +127,23 @@ def _log(argv: Sequence[str]) -> None:
         logging.getLogger(__name__).debug("spawn: %s", shlex.join(argv))
 
 
-def mortal(argv: Sequence[str], *, parent: str = "") -> list[str]:
+_PARENT = "@PARENT@"
+
+
+def mortal(argv: Sequence[str]) -> list[str]:
     """Return ``argv`` so that the kernel kills the program when the thread that starts it ends.
 
-    For helpers that must not outlive us, even if we are killed. The kernel tells only what
-    ends after it was asked: a program whose ``parent`` (a process id; else this process) is
-    no longer the one that started it ends by itself.
+    For helpers that must not outlive us, even if we are killed. The kernel tells only of ends
+    to come: a program whose parent is not the one that started it any more ends by itself.
+    To be started by ``spawn``, or by whoever puts its process id there: ``with_parent``.
     """
-    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', parent or str(os.getpid())]
+    check = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', _PARENT]
     return [find_program("setpriv"), "--pdeathsig=KILL", "--", *check, *argv]
+
+
+def with_parent(argv: Sequence[str], pid: int) -> list[str]:
+    """Return a line that may be ``mortal`` for the process ``pid`` to start."""
+    return [str(pid) if word == _PARENT else word for word in argv]
 
 
 def detach(process: subprocess.Popen[bytes]) -> None:
@@ -147,8 +156,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "LC_ALL": "C.UTF-8", **extra}
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """A program that ended: exit code (negative: signal) and output."""
 
     returncode: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import WirtError
 from wirt.host.finding import Finding, Status
@@ -15,8 +16,7 @@ from wirt.qapi.capabilities import Capabilities
 OLDEST = (7, 2, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(msgspec.Struct, frozen=True):
     """A program (or one of some files) and what does not work without it."""
 
     id: str
@@ -43,8 +43,7 @@ _PARTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Module:
+class _Module(msgspec.Struct, frozen=True):
     """A part of QEMU in a file of its own, which a package may hold back."""
 
     id: str

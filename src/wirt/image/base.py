@@ -26,8 +26,9 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import ClassVar, Self
+
+import msgspec
 
 from wirt.errors import UnsupportedImage
 
@@ -43,8 +44,7 @@ class ExtentKind(enum.Enum):
     """Not allocated in this image: its backing image shows through, or zeros without one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True):
     """A run of guest bytes in one allocation state, and where its bytes lie.
 
     ``storage`` and ``storage_offset`` are set when the run lies there verbatim, so that a
@@ -67,8 +67,7 @@ class Extent:
         return self.offset + self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True):
     """What an image from a stranger may cost. The defaults suit untrusted input.
 
     ``expansion`` bounds the guest bytes that may be produced from one image as a multiple
@@ -170,8 +169,7 @@ class Storage(ABC):
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
+class ImageInfo(msgspec.Struct, frozen=True):
     """What ``wirt img info`` shows of one image; ``specific`` is the format's own part."""
 
     format: str
@@ -182,7 +180,7 @@ class ImageInfo:
     backing_format: str = ""
     encrypted: bool = False
     dirty: bool = False
-    specific: Mapping[str, object] = field(default_factory=dict)
+    specific: Mapping[str, object] = msgspec.field(default_factory=dict)
 
 
 class Image(ABC):
@@ -341,8 +339,7 @@ class HasKeys(Image):
         """Let ``secret`` open it no more. Raises UsageError if it is the last one."""
 
 
-@dataclass(slots=True)
-class CheckResult:
+class CheckResult(msgspec.Struct):
     """What a check found; counts are clusters (or the format's unit)."""
 
     corruptions: int = 0
@@ -354,7 +351,7 @@ class CheckResult:
     fragmented_clusters: int = 0
     compressed_clusters: int = 0
     image_end_offset: int = 0
-    messages: list[str] = field(default_factory=list)
+    messages: list[str] = msgspec.field(default_factory=list)
 
 
 class Checkable(Image):
@@ -363,8 +360,7 @@ class Checkable(Image):
         """``repair`` is empty, ``leaks`` or ``all``."""
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
+class SnapshotInfo(msgspec.Struct, frozen=True):
     id: str
     name: str
     vm_state_size: int
@@ -393,8 +389,7 @@ class HasSnapshots(Image):
         raise UnsupportedImage(f"snapshots of {self.format_name} images cannot be read")
 
 
-@dataclass(frozen=True, slots=True)
-class BitmapInfo:
+class BitmapInfo(msgspec.Struct, frozen=True):
     name: str
     granularity: int
     enabled: bool
@@ -456,13 +451,12 @@ class Related(ABC):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
+class OpenOptions(msgspec.Struct, frozen=True):
     """How to open: everything a format may need beside its storage."""
 
     writable: bool = False
-    gate: OpenGate = field(default_factory=Deny)
-    budget: Budget = field(default_factory=Budget)
+    gate: OpenGate = msgspec.field(default_factory=Deny)
+    budget: Budget = msgspec.field(default_factory=Budget)
     with_backing: bool = True
     secret: bytes | None = None
     """Passphrase of an encrypted image."""

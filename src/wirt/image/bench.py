@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import OutOfBounds, UsageError
 from wirt.image.base import Image, WritableImage
@@ -12,8 +13,7 @@ from wirt.image.base import Image, WritableImage
 _MOST_THREADS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Requests:
+class Requests(msgspec.Struct, frozen=True):
     """What to send: ``count`` requests of ``size`` bytes, ``depth`` at a time."""
 
     count: int = 75_000

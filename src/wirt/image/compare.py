@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
+
+import msgspec
 
 from wirt.image.base import Budget, Extent, ExtentKind, Image
 from wirt.image.expansion import refuse_expansion
@@ -19,8 +20,7 @@ _SECTOR = 512
 _CHUNK = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """Whether two disks are the same, and where they first differ if not."""
 
     identical: bool

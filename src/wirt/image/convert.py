@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import ImageError, UnsupportedImage, UsageError
 from wirt.image.base import (
@@ -33,11 +34,10 @@ from wirt.image.stream import convert_to_stream, is_stream
 from wirt.image.transfer import Transfer
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertSettings:
+class ConvertSettings(msgspec.Struct, frozen=True):
     """How to convert. The defaults make a new, sparse, independent image."""
 
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Creation options of the target's format, as ``qemu-img -o``."""
     backing: str = ""
     """The target is an overlay of this image; only the source's first layer is copied."""
@@ -65,15 +65,14 @@ class ConvertSettings:
     """Keep what is done when interrupted, and go on from there the next time."""
     rate_limit: int = 0
     """Bytes per second at most; 0 is no limit."""
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget = msgspec.field(default_factory=Budget)
     secret: bytes | None = None
     """Passphrase of an encrypted target."""
-    gate: OpenGate = field(default_factory=AllowLocalFiles)
+    gate: OpenGate = msgspec.field(default_factory=AllowLocalFiles)
     """What the target may name: its backing image and data file, which the caller chose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(msgspec.Struct, frozen=True):
     """What a conversion had to leave out."""
 
     unreadable: Sequence[tuple[int, int]] = ()

@@ -14,7 +14,8 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import ImageInUse
 
@@ -26,8 +27,7 @@ _USED, _UNSHARED = 100, 200
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux; l_pid must be 0
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """What an opener does with a file, and what it lets others do meanwhile."""
 
     uses: int

@@ -23,7 +23,8 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import (
     CorruptImage,
@@ -51,8 +52,7 @@ MOST_STRIPES = 8192
 HASHES = frozenset(("sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"))
 
 
-@dataclass(slots=True)
-class KeySlot:
+class KeySlot(msgspec.Struct):
     active: bool = False
     iterations: int = 0
     salt: bytes = bytes(32)
@@ -61,8 +61,7 @@ class KeySlot:
     stripes: int = _STRIPES
 
 
-@dataclass(slots=True)
-class LuksHeader:
+class LuksHeader(msgspec.Struct):
     cipher: str
     mode: str
     hash: str
@@ -73,7 +72,7 @@ class LuksHeader:
     digest_salt: bytes = bytes(32)
     digest_iterations: int = 0
     uuid: str = ""
-    slots: list[KeySlot] = field(default_factory=list)
+    slots: list[KeySlot] = msgspec.field(default_factory=list)
 
     @classmethod
     def parse(cls, raw: bytes) -> LuksHeader:
@@ -258,8 +257,7 @@ def _split(key: bytes, stripes: int, digest: str) -> bytes:
 # Making one
 
 
-@dataclass(frozen=True, slots=True)
-class LuksOptions:
+class LuksOptions(msgspec.Struct, frozen=True):
     """How to make a header; QEMU's defaults."""
 
     key_bytes: int = 64

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import UnsupportedImage
 from wirt.image.base import ExtentKind, HasBitmaps, Image
@@ -16,8 +17,7 @@ _SECTOR = 512
 _DIRECTORY_ENTRY = 24  # bytes before the name
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(msgspec.Struct, frozen=True):
     """Sizes in bytes."""
 
     required: int

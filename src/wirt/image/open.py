@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import (
     CorruptImage,
@@ -23,14 +25,13 @@ from wirt.image.storage.file import FileStorage, image_error
 from wirt.image.storage.schemes import find_scheme
 
 
-@dataclass(slots=True)
-class _Chain:
+class _Chain(msgspec.Struct):
     """What has been opened so far, for limits and loops."""
 
     options: OpenOptions
     force_share: bool
     with_data_file: bool = True
-    files: list[tuple[int, int]] = field(default_factory=list)
+    files: list[tuple[int, int]] = msgspec.field(default_factory=list)
     length: int = 0
 
 

@@ -11,10 +11,15 @@ from wirt.image.locks import WRITER, lock
 from wirt.image.storage.file import FileStorage
 
 
-def create_overlay(path: str, size: int, *, backing: str, backing_format: str) -> None:
-    """Make an empty qcow2 image of ``size`` guest bytes over ``backing``. Raises ImageError."""
+def create_overlay(
+    path: str, size: int, *, backing: str, backing_format: str, durable: bool = True
+) -> None:
+    """Make an empty qcow2 image of ``size`` guest bytes over ``backing``.
+
+    Not ``durable``: it need not survive a power cut. Raises ImageError.
+    """
     try:
-        with FileStorage(path, writable=True, create=True) as storage:
+        with FileStorage(path, writable=True, create=True, durable=durable) as storage:
             lock(storage.fileno() or 0, WRITER, path=path)
             storage.truncate(0)
             options = CreateOptions.parse({"backing_file": backing, "backing_fmt": backing_format})

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
+
+import msgspec
 
 from wirt.errors import CorruptImage, ImageIoError, UnsupportedImage
 from wirt.image.base import (
@@ -51,8 +52,7 @@ class Span(NamedTuple):
     """Where the kernel finds the bytes, if it is to copy them."""
 
 
-@dataclass(slots=True)
-class Transfer:
+class Transfer(msgspec.Struct):
     """What to copy, and how. ``run`` does it."""
 
     source: Image
@@ -74,9 +74,9 @@ class Transfer:
     progress: Progress = silent
     checkpoint: Callable[[int], None] | None = None
     """Called with an offset up to which everything has been written, after each piece."""
-    lost: list[tuple[int, int]] = field(default_factory=list)
+    lost: list[tuple[int, int]] = msgspec.field(default_factory=list)
     """(offset, length) of what was salvaged as zeros, as the threads came upon it."""
-    _buffers: list[bytearray] = field(default_factory=list)
+    _buffers: list[bytearray] = msgspec.field(default_factory=list)
     """For reuse: fresh memory costs more than what is read into it."""
 
     def run(self, start: int = 0) -> None:

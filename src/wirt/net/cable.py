@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import (
     HostError,
@@ -14,7 +15,6 @@ from wirt.errors import (
     WirtError,
 )
 from wirt.host.process import find_program, mortal, run
-from wirt.net.cable_keeper import KEEPER_PID
 from wirt.net.console import Console
 from wirt.net.place import as_user
 from wirt.spec.setting import NAME_PATTERN
@@ -34,23 +34,20 @@ _SSH_OPTIONS = (
 _TEST = "test -S"
 
 
-@dataclass(frozen=True, slots=True)
-class LocalEnd:
+class LocalEnd(msgspec.Struct, frozen=True):
     """A switch of wirt's, and its port (0: any)."""
 
     switch: str
     port: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PathEnd:
+class PathEnd(msgspec.Struct, frozen=True):
     """A switch that somebody else runs."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class SshEnd:
+class SshEnd(msgspec.Struct, frozen=True):
     """A switch on another host: a name that wirt there knows, or the path of its sockets."""
 
     host: str
@@ -76,8 +73,7 @@ def parse_end(text: str) -> End:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Plug:
+class Plug(msgspec.Struct, frozen=True):
     """A way into a switch of this host: its sockets, a port (0: any), and whose it is."""
 
     path: str
@@ -89,9 +85,9 @@ class Plug:
         return f"vde://{self.path}[{self.port}]" if self.port else f"vde://{self.path}"
 
 
-def plug_program(plug: Plug, *, text: str, parent: str = KEEPER_PID) -> list[str]:
-    """Return the line of a plug, frames on its pipes, that ends with ``parent``."""
-    return _as(plug.uid, ["vde_plug", "-D", text, plug.url], parent)
+def plug_program(plug: Plug, *, text: str) -> list[str]:
+    """Return the line of a plug, frames on its pipes, that ends with who starts it."""
+    return _as(plug.uid, ["vde_plug", "-D", text, plug.url])
 
 
 def joining_program(first: Plug, second: Plug, *, text: str) -> list[str]:
@@ -99,9 +95,9 @@ def joining_program(first: Plug, second: Plug, *, text: str) -> list[str]:
     return _as(first.uid, ["vde_plug", "-D", text, first.url, second.url])
 
 
-def _as(uid: int, argv: list[str], parent: str = KEEPER_PID) -> list[str]:
+def _as(uid: int, argv: list[str]) -> list[str]:
     """A program that ends with its parent, and may do nothing but what ``uid`` may."""
-    line = mortal([find_program(argv[0]), *argv[1:]], parent=parent)
+    line = mortal([find_program(argv[0]), *argv[1:]])
     return [*as_user(uid), *line] if uid else line
 
 
@@ -128,7 +124,7 @@ def remote_program(end: SshEnd, options: tuple[str, ...]) -> list[str]:
         if end.switch.startswith("/")
         else f"exec wirt switch plug {end.switch}"
     )
-    return mortal([*ssh_line(end, options), command], parent=KEEPER_PID)
+    return mortal([*ssh_line(end, options), command])
 
 
 def require_remote(end: SshEnd, options: tuple[str, ...]) -> None:
@@ -174,8 +170,7 @@ def _ssh_error(end: SshEnd, said: str, last: str) -> WirtError:
     return HostError(f"{end.host} cannot be reached by ssh: {last}", hint=f"{name} true")
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(msgspec.Struct, frozen=True):
     """What a filter does in each direction: milliseconds, percent, bytes a second."""
 
     delay: float = 0.0

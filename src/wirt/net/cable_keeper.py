@@ -25,10 +25,9 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_SECONDS = 10.0
 """A cable that held this long was well: the next pause is the shortest again."""
 _WORDS = 2000
+_PARENT = "@PARENT@"  # of wirt.host.process
 # wirefilter finds its second side by these names, as dpipe gives them.
 _SECOND_SIDE = {"ALTERNATE_STDIN": "3", "ALTERNATE_STDOUT": "4"}
-KEEPER_PID = "@KEEPER_PID@"
-"""A word of the programs' lines: the process id of their keeper, which nobody knows before."""
 
 Pipe = tuple[int, int]
 
@@ -91,8 +90,9 @@ def _spawn(argv: list[str], ends: dict[int, int], words: int) -> int:
     ]
     actions.append((os.POSIX_SPAWN_DUP2, words, 2))
     environment = {**os.environ, **(_SECOND_SIDE if 3 in ends else {})}
+    line = [str(os.getpid()) if word == _PARENT else word for word in argv]
     try:
-        return os.posix_spawn(argv[0], argv, environment, file_actions=actions)
+        return os.posix_spawn(line[0], line, environment, file_actions=actions)
     finally:
         for fd in high.values():
             os.close(fd)
@@ -113,14 +113,10 @@ def _pause(seconds: float) -> None:
 
 def keep(settings: dict[str, Any]) -> None:
     """Hold the cable until SIGTERM, which ends the process."""
-    own_pid = str(os.getpid())
-    programs = [
-        [own_pid if word == KEEPER_PID else word for word in line] for line in settings["programs"]
-    ]
     failures = 0
     while True:
         began = time.monotonic()
-        row = Row(programs)
+        row = Row(settings["programs"])
 
         def leave(_number: int, _frame: object, row: Row = row) -> None:
             row.end()

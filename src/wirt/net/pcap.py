@@ -9,7 +9,8 @@ The classic format (draft-ietf-opsawg-pcap), in the byte order of who wrote it::
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import ProtocolError
 
@@ -20,8 +21,7 @@ _HEADER = struct.Struct("IHHiIII")
 _FRAME = struct.Struct("IIII")
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """A frame, when it passed (seconds since 1970), and its length before it was cut."""
 
     time: float

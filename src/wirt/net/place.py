@@ -12,7 +12,8 @@ import json
 import os
 import socket
 import sys
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import Busy, HostError, MissingDependency, NotFound, WirtError
 from wirt.host.process import Completed, find_program, run, spawn
@@ -21,8 +22,7 @@ from wirt.net import descriptors
 _SECONDS = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """``pid`` is a process inside; 0 means where wirt itself runs."""
 
     pid: int = 0

@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -26,8 +25,7 @@ _MEMBER = re.compile(r"^\s*-- Port (\d+) tagged=1 ")
 _HASH = re.compile(r"Hash: \d+ Addr: ([0-9A-Fa-f:]{17}) VLAN (\d+) to port: (\d+)\s+age (\d+) secs")
 
 
-@dataclass(frozen=True, slots=True)
-class Sockets:
+class Sockets(msgspec.Struct, frozen=True):
     """``control`` is the directory that plugs are connected to, ``console`` a socket."""
 
     control: str

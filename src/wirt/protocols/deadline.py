@@ -6,13 +6,13 @@ A peer that drips one byte a second does not extend it, as it would a timeout fo
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 _SHORTEST = 0.001  # a timeout of 0 still looks once at what has already arrived
 
 
-@dataclass(frozen=True)
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True):
     """``at`` is in seconds of time.monotonic()."""
 
     at: float

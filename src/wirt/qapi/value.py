@@ -6,15 +6,14 @@ likewise ``-device``/``device_add``, ``-netdev``/``netdev_add``, ``-object``/``o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 QapiScalar = str | int | bool
 QapiValue = QapiScalar | list["QapiValue"] | dict[str, "QapiValue"]
 QapiObject = dict[str, QapiValue]
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(msgspec.Struct, frozen=True):
     """One option of QEMU's command line.
 
     ``value`` is a dict that QEMU takes as JSON (``json``) or as key=value, a word as it is,

@@ -23,8 +23,9 @@ A kind whose places are used up borrows from the end of the others'.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from wirt.errors import SpecError
 from wirt.qapi.value import Argument, QapiObject, device
@@ -49,12 +50,11 @@ ROOT_BUSES = ("pcie.0", "pci.0")
 USB_PORTS = {"xhci": 15, "ehci": 6, "uhci": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(msgspec.Struct, frozen=True):
     bus: str
     video: int
     slots: Mapping[Kind, Sequence[int]]
-    ports: Mapping[Kind, range] = field(default_factory=dict)
+    ports: Mapping[Kind, range] = msgspec.field(default_factory=dict)
     first_port_slot: int = 2
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.qapi.capabilities import Capabilities
 from wirt.qapi.value import Argument, QapiObject

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import SpecError
 from wirt.qapi.value import Argument, QapiObject, blockdev, device, user_object
@@ -27,8 +28,7 @@ _SATA_PORTS = 6
 _FLOPPIES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class DiskValues:
+class DiskValues(msgspec.Struct, frozen=True):
     """A disk ready to be plugged, cold or hot: apply the parts in this order."""
 
     fd_set: QapiObject | None
@@ -50,15 +50,14 @@ class DiskValues:
         ]
 
 
-@dataclass(slots=True)
-class Buses:
+class Buses(msgspec.Struct):
     """Places on the disk buses given so far: the next free one of each."""
 
     ide: int = 0
     sata: int = 0
     floppy: int = 0
     sd: int = 0
-    scsi: Counter[int] = field(default_factory=Counter)
+    scsi: Counter[int] = msgspec.field(default_factory=Counter)
 
 
 def disk_arguments(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.qapi.value import Argument, QapiObject, device, netdev
 from wirt.qemu.board import Board
@@ -19,8 +20,7 @@ _PLUGGABLE = {"virtio", "e1000e", "vmxnet3"}
 _NO_PCI = {"ne2k_isa", "usb"}
 
 
-@dataclass(frozen=True, slots=True)
-class NicValues:
+class NicValues(msgspec.Struct, frozen=True):
     """A network card ready to be plugged, cold or hot: apply the parts in this order."""
 
     netdevs: tuple[QapiObject, ...]

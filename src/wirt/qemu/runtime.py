@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import HostError
 from wirt.qapi.value import QapiObject
@@ -12,8 +13,7 @@ from wirt.qapi.value import QapiObject
 _LONGEST_UNIX_PATH = 107
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(msgspec.Struct, frozen=True):
     """An image that wirt serves to QEMU as a plain disk, over NBD on a unix socket."""
 
     socket: str
@@ -22,8 +22,7 @@ class Served:
     """It is not the disk's own image, but the one that its overlay names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(msgspec.Struct, frozen=True):
     """Facts of one start.
 
     ``accelerator`` is ``kvm`` or ``tcg``. ``directory`` is the machine's: relative paths
@@ -50,15 +49,15 @@ class Runtime:
     socket: Callable[[str], str]
     firmware_code: str = ""
     uefi_variables: str = ""
-    fd_paths: Mapping[str, int] = field(default_factory=dict)
+    fd_paths: Mapping[str, int] = msgspec.field(default_factory=dict)
     host_devices: Collection[str] = ()
     cd_drives: Collection[str] = ()
-    overlays: Mapping[int, str] = field(default_factory=dict)
-    served: Mapping[int, Served] = field(default_factory=dict)
-    uplinks: Mapping[str, QapiObject] = field(default_factory=dict)
+    overlays: Mapping[int, str] = msgspec.field(default_factory=dict)
+    served: Mapping[int, Served] = msgspec.field(default_factory=dict)
+    uplinks: Mapping[str, QapiObject] = msgspec.field(default_factory=dict)
     memory_file: str = ""
     memory_shared: bool = False
-    socket_fds: Mapping[str, int] = field(default_factory=dict)
+    socket_fds: Mapping[str, int] = msgspec.field(default_factory=dict)
     tpm_fd: int = -1
     incoming: bool = False
     paused: bool = False

@@ -7,9 +7,7 @@ place and still declared once, in the structs.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,8 +19,7 @@ from wirt.units import parse_size
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """What is wrong at ``path``: a sequence of keys and list indexes."""
 
     path: tuple[str | int, ...]
@@ -42,9 +39,8 @@ def format_path(path: tuple[str | int, ...]) -> str:
     return out
 
 
-@dataclass(slots=True)
-class _Walk:
-    problems: list[Problem] = field(default_factory=list)
+class _Walk(msgspec.Struct):
+    problems: list[Problem] = msgspec.field(default_factory=list)
 
     def refuse(self, path: tuple[str | int, ...], message: str, hint: str = "") -> None:
         self.problems.append(Problem(path, message, hint))
@@ -118,7 +114,7 @@ def _refuse_unknown(
     allowed = known | ({kind.tag_field} if kind.tag_field else set())
     for key in tree:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
+            near = _nearest(str(key), sorted(allowed))
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(allowed))}"
             walk.refuse((*path, str(key)[:60]), "is not a setting", hint)
 
@@ -227,12 +223,18 @@ def _pattern_type(pattern: str | None) -> Any:
 def _literal_problem(tree: Any, kind: types.LiteralType) -> tuple[str, str] | None:
     if tree in kind.values:
         return None
-    near = difflib.get_close_matches(str(tree), [str(value) for value in kind.values], n=1)
+    near = _nearest(str(tree), [str(value) for value in kind.values])
     known = ", ".join(str(value) for value in kind.values)
     return (
         f"{str(tree)[:60]!r} is not one of {known}",
         f"did you mean {near[0]!r}?" if near else "",
     )
+
+
+def _nearest(word: str, known: list[str]) -> list[str]:
+    from difflib import get_close_matches  # only who mistyped waits for it
+
+    return get_close_matches(word, known, n=1)
 
 
 def _expected(what: str, tree: Any) -> tuple[str, str]:

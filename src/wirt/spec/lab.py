@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -90,8 +89,7 @@ class _Wires(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LabMachine:
+class LabMachine(msgspec.Struct, frozen=True):
     """A machine of a lab; ``machine`` has its full name and cards on the lab's own wires."""
 
     image: str
@@ -101,8 +99,7 @@ class LabMachine:
     machine: Machine
 
 
-@dataclass(frozen=True, slots=True)
-class Lab:
+class Lab(msgspec.Struct, frozen=True):
     """A lab that makes sense as a whole; keys are the names inside."""
 
     name: str

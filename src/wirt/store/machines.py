@@ -8,7 +8,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import AlreadyExists, HostError, NotFound, UsageError
 from wirt.host.holders import kill_holders
@@ -68,8 +69,7 @@ def prepare(home: Home) -> None:
     sweep(home)
 
 
-@dataclass(slots=True)
-class Making:
+class Making(msgspec.Struct):
     """A machine that has no name yet, and whose lock we hold."""
 
     home: Home

@@ -6,10 +6,10 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import HostError, NotFound, UsageError, WirtError
 from wirt.qapi.capabilities import Capabilities
@@ -51,8 +51,7 @@ _ANY_WINDOW = ("sdl", "gtk", "curses")
 _TERMINAL = (Stdio, Vc, Null)
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(msgspec.Struct, frozen=True):
     """The new machine, what became of each option, and what to know about it."""
 
     name: str
@@ -61,8 +60,7 @@ class Adopted:
     remarks: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(msgspec.Struct, frozen=True):
     """A QEMU of somebody else's: its line and where it was started."""
 
     pid: int

@@ -11,8 +11,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-QEMU_PID = "@QEMU_PID@"
-"""A word of the TPM's line: the process id of the QEMU, which nobody knows before."""
+_PARENT = "@PARENT@"  # of wirt.host.process
 
 
 def main() -> NoReturn:
@@ -30,7 +29,7 @@ def main() -> NoReturn:
 
 def _become_tpm(settings: dict[str, Any], qemu_pid: str) -> NoReturn:
     try:
-        line = [qemu_pid if word == QEMU_PID else word for word in settings["tpm_line"]]
+        line = [qemu_pid if word == _PARENT else word for word in settings["tpm_line"]]
         for fd in (settings["pid_fd"], *settings["qemu_fds"]):
             os.close(fd)
         os.chdir(settings["tpm_directory"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -30,15 +29,14 @@ from wirt.vm.source import CdFile, DiskFile, Source, check_backing_free
 DEFAULT_DISK = 20 * GIB
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """What the user wants of a new machine beside its name and source.
 
     ``settings`` is a tree as in machine.toml, which goes over what the image suggests.
     ``disk_size`` grows the copy-on-write disk, in bytes; 0 leaves the image's size.
     """
 
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
     own_disk: bool = False
     disk_size: int = 0
     cdrom: str = ""

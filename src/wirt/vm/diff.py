@@ -13,7 +13,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -88,14 +87,13 @@ class Difference(msgspec.Struct, frozen=True):
     disks: tuple[DiskDifference, ...] = ()
 
 
-@dataclass(slots=True)
-class _Side:
+class _Side(msgspec.Struct):
     """One of the two: disks as index → (path, format), and how its QEMU is asked, if it runs."""
 
     name: str
     machine: Machine
     gate: AsItsQemu
-    images: dict[int, tuple[str, str]] = field(default_factory=dict)
+    images: dict[int, tuple[str, str]] = msgspec.field(default_factory=dict)
     connect: Callable[[], QmpClient] | None = None
 
     def open(self, index: int) -> Image:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import Busy, GuestError, ProtocolError, Timeout, UsageError
 from wirt.protocols.guest.client import GuestSession
@@ -27,8 +28,7 @@ def _drop(_data: bytes) -> None:
     return
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """What to run, and where its streams go.
 
     ``stdin`` is a descriptor, bytes, or None for nothing. ``timeout`` in seconds ends the
@@ -36,7 +36,7 @@ class Order:
     """
 
     argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     cwd: str = ""
     user: str = ""
     stdin: int | bytes | None = None

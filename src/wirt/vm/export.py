@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
+from msgspec.structs import replace
 
 from wirt.host.accel import choose_accelerator
 from wirt.host.qemu_probe import probe

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import MissingDependency
 from wirt.spec.hardware import Firmware
@@ -13,8 +14,7 @@ from wirt.store.layout import VmPaths
 LARGEST_VARIABLES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwareFiles:
+class FirmwareFiles(msgspec.Struct, frozen=True):
     """The code that QEMU maps read-only, and the template of the variables."""
 
     code: str

@@ -14,7 +14,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -69,8 +68,7 @@ class Kept(msgspec.Struct, frozen=True):
     """Guest images, which are nobody's state, that the disks are still overlays of."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Overlay:
+class _Overlay(msgspec.Struct, frozen=True):
     """A disk that stands on states: where it lies, and what it will stand on."""
 
     name: str

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import (
     Busy,
@@ -31,8 +32,7 @@ _MESSAGE_BYTES = 64 << 10
 _END_SECONDS = 15.0
 
 
-@dataclass(slots=True)
-class Launched:
+class Launched(msgspec.Struct):
     """A QEMU that answers, paused before its first instruction."""
 
     process: subprocess.Popen[bytes]
@@ -51,8 +51,7 @@ class Launched:
         self.messages_fd = _closed(self.messages_fd)
 
 
-@dataclass(slots=True)
-class Starting:
+class Starting(msgspec.Struct):
     """A QEMU process that may not answer yet."""
 
     process: subprocess.Popen[bytes]

@@ -12,7 +12,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -51,8 +50,7 @@ _NODES = ("throttle", "format", "file")
 """The nodes of a drive, from the top."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(msgspec.Struct, frozen=True):
     """What a drive holds now, and held before; "": nothing."""
 
     drive: str

@@ -6,8 +6,10 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import ImageError, WirtError
 from wirt.host.accel import Accelerator, choose_accelerator
@@ -28,8 +30,7 @@ from wirt.vm.context import Context
 _SOUND_DRIVERS = {"alsa", "oss", "pa", "pipewire", "sdl", "none"}
 
 
-@dataclass(frozen=True, slots=True)
-class OldLine:
+class OldLine(msgspec.Struct, frozen=True):
     """A translated line and what runs it."""
 
     translation: Translation

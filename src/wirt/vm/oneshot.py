@@ -6,9 +6,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 
+import msgspec
+from msgspec.structs import replace
+
+from wirt.catalog.image import Kind, StoredImage
 from wirt.errors import (
     HostError,
     MissingDependency,
@@ -37,6 +40,7 @@ from wirt.vm.start import start
 from wirt.vm.template import Sought, find_warm, make_warm, seek
 
 _POLL_SECONDS = 0.2
+_SCREENLESS: dict[str, object] = {"video": {"model": "none"}, "displays": []}
 
 
 def bring_up(
@@ -61,12 +65,22 @@ def bring_up(
         wait_for_guest(context, name, timeout=timeout)
 
 
-@dataclass(slots=True)
-class OneShot:
+class OneShot(msgspec.Struct):
     """A machine that lives for a command, and the port to its helper where that is open."""
 
     name: str
     port: HelperPort | None = None
+
+
+def for_command(source: Source | None, wish: Wish) -> Wish:
+    """Return the wish for a machine that lives for a command: nobody looks at its screen.
+
+    Only an image that wirt built is sure to boot without one. Who asks for a screen has it.
+    """
+    built = isinstance(source, StoredImage) and source.record.kind is Kind.BUILT
+    if not built or _SCREENLESS.keys() & wish.settings.keys():
+        return wish
+    return replace(wish, settings={**_SCREENLESS, **wish.settings})
 
 
 @contextlib.contextmanager

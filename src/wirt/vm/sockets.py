@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import HostError
 from wirt.protocols.unixsocket import MAX_PATH
@@ -19,8 +20,7 @@ from wirt.spec.machine import Machine
 _BACKLOG = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Sockets:
+class Sockets(msgspec.Struct, frozen=True):
     """Descriptors by the names that ``layout`` gives the sockets."""
 
     fds: dict[str, int]

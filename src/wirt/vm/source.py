@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from wirt.catalog.catalog import Catalog
 from wirt.catalog.image import StoredImage
@@ -13,8 +14,7 @@ from wirt.errors import NotFound, NotThisFormat, SpecError
 from wirt.vm.context import Context
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFile:
+class DiskFile(msgspec.Struct, frozen=True):
     """A disk image of the user's: absolute path, format, virtual size in bytes."""
 
     path: str
@@ -22,8 +22,7 @@ class DiskFile:
     virtual_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class CdFile:
+class CdFile(msgspec.Struct, frozen=True):
     """A CD or DVD image."""
 
     path: str

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from wirt.catalog.image import REMOVABLE_ARGUMENTS, TCG_ARGUMENTS
 from wirt.errors import NotFound, WirtError

@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -22,6 +21,7 @@ from wirt.host.cpu import host_cpu
 from wirt.host.qemu_probe import probe
 from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.messages import Identity
+from wirt.protocols.qga.client import AgentClient
 from wirt.store import templates as store
 from wirt.store.kept_memory import keep_memory
 from wirt.store.layout import VmPaths
@@ -31,10 +31,12 @@ from wirt.store.states import State, find_state
 from wirt.store.templates import Template
 from wirt.units import GIB, parse_size
 from wirt.version import VERSION
+from wirt.vm.channels import AGENT, open_ports
 from wirt.vm.context import Context
 from wirt.vm.create import Wish
 from wirt.vm.description import load_started
 from wirt.vm.forking.incoming import qemu_facts
+from wirt.vm.monitor import connect
 from wirt.vm.session import guest_session
 from wirt.vm.source import Source
 from wirt.vm.start import DEFAULT_BINARY
@@ -49,8 +51,7 @@ _IDLE = 0.1
 _QUIET = "rm -f /var/lib/systemd/random-seed; sync"
 
 
-@dataclass(frozen=True, slots=True)
-class Sought:
+class Sought(msgspec.Struct, frozen=True):
     """The template that would fit."""
 
     fingerprint: str
@@ -124,6 +125,7 @@ def _make(context: Context, sought: Sought, name: str) -> Template:
     paths = find(context.home, name)
     with guest_session(paths, timeout=_QUIET_SECONDS) as session:
         _rehearse(session)
+        _rehearse_agent(paths)
         session.exec(["sh", "-c", _QUIET], timeout=_QUIET_SECONDS)
     _settle(paths)
     machine = load_started(paths)
@@ -151,6 +153,14 @@ def _rehearse(session: GuestSession) -> None:
     session.exec(["true"], timeout=_QUIET_SECONDS)
     hostname = session.info(timeout=_QUIET_SECONDS).hostname
     session.set_identity(Identity(os.urandom(32), hostname), timeout=_QUIET_SECONDS)
+
+
+def _rehearse_agent(paths: VmPaths) -> None:
+    with connect(paths, read_record(paths.record)) as qmp:
+        answers = AGENT in open_ports(qmp)
+    if answers:
+        with AgentClient.connect(paths.socket(AGENT), timeout=_QUIET_SECONDS) as agent:
+            agent.ping()
 
 
 def _settle(paths: VmPaths) -> None:

@@ -21,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -32,7 +31,6 @@ from wirt.host.process_id import ProcessId
 from wirt.spec.machine import Machine
 from wirt.store.atomic import copy_file, host_error
 from wirt.store.record import Record, Run
-from wirt.vm.beside import QEMU_PID
 from wirt.vm.state import boot_id
 
 _BEGIN_SECONDS = 60.0
@@ -43,8 +41,7 @@ _MAX_BYTES = 4 << 20
 Spawn = Callable[[list[str], Collection[int]], "subprocess.Popen[bytes]"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tpm:
+class Tpm(msgspec.Struct, frozen=True):
     """A TPM that waits for its QEMU: how it is started, and both ends of their connection."""
 
     line: list[str]
@@ -87,7 +84,7 @@ def _line(machine: Machine, record: Record, fd: int) -> list[str]:
     words += ["--ctrl", f"type=unixio,clientfd={fd}", "--terminate"]
     if machine.tpm.version == "2.0":
         words.append("--tpm2")
-    return [*confinement(record.uid, kvm=False), *mortal(words, parent=QEMU_PID)]
+    return [*confinement(record.uid, kvm=False), *mortal(words)]
 
 
 def spawn_with(

@@ -47,7 +47,7 @@ def _read(path):
 
 def _until_the_end(process, logs, said):
     """Wait until the last step or a fault is logged, or QEMU gives up or ends."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if (
             LAST in _read(logs["steps"])
@@ -83,8 +83,14 @@ def test_a_cpu_that_lacks_an_instruction_fails_at_its_step(tmp_path, cpu, step):
     assert faults == [6]  # invalid opcode
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """On a busy host the trial may not be over in five seconds, and QEMU is waited for too."""
+    monkeypatch.setattr("wirt.host.kvm.verdict._TRIAL_SECONDS", 60.0)
+
+
 @pytest.mark.needs_qemu
-def test_qemu_with_kvm_agrees_with_the_verdict(tmp_path):
+def test_qemu_with_kvm_agrees_with_the_verdict(tmp_path, patient):
     """The same guest in QEMU gets as far as our trial says; -cpu host as wirt uses it."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("there is no /dev/kvm to compare with")
@@ -94,7 +100,7 @@ def test_qemu_with_kvm_agrees_with_the_verdict(tmp_path):
 
 
 @pytest.mark.needs_qemu
-def test_qemu_with_another_cpu_model_fails_at_the_same_step(tmp_path):
+def test_qemu_with_another_cpu_model_fails_at_the_same_step(tmp_path, patient):
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("there is no /dev/kvm to compare with")
     found = verdict()

@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.image.storage.peers import wait_until
 from wirt.errors import ImageInUse
 from wirt.image.base import AllowLocalFiles
 from wirt.image.commit import commit
@@ -189,10 +190,7 @@ def test_locks_die_with_a_killed_holder_and_belong_to_no_other_descriptor(chain)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         holder.stdout.close()
-    deadline = time.monotonic() + 30
-    while not opens("base.raw", format="raw", writable=True):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: opens("base.raw", format="raw", writable=True))
 
 
 @pytest.mark.needs_tool("qemu-nbd")
@@ -201,11 +199,8 @@ def test_an_image_that_qemu_nbd_serves_is_in_use(chain):
         ["qemu-nbd", "-t", "-k", str(chain / "socket"), "-f", "qcow2", "top.qcow2"]
     )
     try:
-        deadline = time.monotonic() + 300
-        while not ((chain / "socket").exists() and _is_written("top.qcow2")):
-            assert time.monotonic() < deadline
-            assert server.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: server.poll() is not None or _greets(chain / "socket"))
+        assert server.poll() is None
         assert not opens("top.qcow2")
         assert not opens("middle.qcow2", writable=True)
         assert opens("top.qcow2", force_share=True)
@@ -214,6 +209,8 @@ def test_an_image_that_qemu_nbd_serves_is_in_use(chain):
         server.wait()
 
 
-def _is_written(path):
-    with open(path, "rb") as file:
-        return is_written(file.fileno())
+def _greets(path):
+    """True when it serves: it listens before it opens the image, and that before its backing."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(120)
+        return client.connect_ex(str(path)) == 0 and client.recv(8) == b"NBDMAGIC"

@@ -51,7 +51,7 @@ def by_qemu_img(path, *parents):
     name = path.suffix.removeprefix(".")
     out = path.with_name("by-qemu.raw")
     command = ["qemu-img", "convert", "-f", name, "-O", "raw", str(path), str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     data = out.read_bytes()
     out.unlink()
     return data
@@ -107,4 +107,4 @@ for piece in iter(lambda: disk.read(1 << 20), b""):
 
 def by_dissect(path, *parents):
     command = [sys.executable, "-W", "ignore", "-c", _DISSECT, path, *parents]
-    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=600).stdout

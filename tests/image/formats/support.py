@@ -53,7 +53,7 @@ def by_qemu(path, name, directory, *options):
     """Return the disk as qemu-img reads it."""
     out = directory / "by-qemu.raw"
     command = ["qemu-img", "convert", *options, "-f", name, "-O", "raw", str(path), str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     data = out.read_bytes()
     out.unlink()
     return data
@@ -81,7 +81,7 @@ def sample_is_as_qemu_reads_it(path, name):
 def check_by_qemu(path, name, ok=(0,)):
     done = subprocess.run(
         ["qemu-img", "check", "-f", name, str(path)],
-        check=False, capture_output=True, text=True, timeout=120,
+        check=False, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode in ok, done.stdout + done.stderr
 

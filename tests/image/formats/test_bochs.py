@@ -50,7 +50,7 @@ def test_a_disk_made_by_bximage_can_be_written(tmp_path):
     path = tmp_path / "b.img"
     subprocess.run(
         ["bximage", "-q", "-func=create", "-hd=10M", "-imgmode=growing", str(path)],
-        check=True, capture_output=True, timeout=30,
+        check=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert probe_file(str(path)) == "bochs"
     model = bytearray(by_qemu(path, "bochs", tmp_path))
@@ -78,7 +78,7 @@ SHAPES = {
 
 def bximage(*words):
     done = subprocess.run(
-        ["bximage", "-q", *map(str, words)], check=True, capture_output=True, timeout=120
+        ["bximage", "-q", *map(str, words)], check=True, capture_output=True, timeout=600
     )
     assert b"Done" in done.stdout
 

@@ -139,10 +139,10 @@ def test_repairing_what_is_whole_leaves_children_their_parent(name, tmp_path):
 @pytest.mark.parametrize("name", ["vmdk", "vdi", "vpc", "vhdx", "qed", "parallels"])
 def test_nothing_is_wrong_with_what_qemu_wrote(name, tmp_path):
     path = tmp_path / f"d.{name}"
-    subprocess.run(["qemu-img", "create", "-q", "-f", name, path, "1G"], check=True, timeout=60)
+    subprocess.run(["qemu-img", "create", "-q", "-f", name, path, "1G"], check=True, timeout=600)
     for place in ("100M 3M", "500M 64k", "3M 5M", "900M 30M"):
         command = ["qemu-io", "-f", name, "-c", f"write -P 7 {place}", path]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
     with opened(path, name) as image:
         result = image.check()
     assert (result.corruptions, result.leaks) == (0, 0), result.messages

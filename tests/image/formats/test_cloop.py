@@ -50,7 +50,7 @@ def packed(directory):
     path = directory / "r.cloop"
     subprocess.run(
         ["create_compressed_fs", "-B", "65536", str(raw), str(path)],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=600,
     )  # fmt: skip
     return path, data
 

@@ -40,7 +40,7 @@ def base(tmp_path):
 
 def run(*words):
     subprocess.run(
-        [str(word) for word in words], check=True, capture_output=True, timeout=120, cwd="/"
+        [str(word) for word in words], check=True, capture_output=True, timeout=600, cwd="/"
     )
 
 
@@ -68,7 +68,7 @@ def boot(cow, back, mode):
     done = subprocess.run(
         ["linux.uml", f"ubd0={cow},{back}", "mem=64M", "root=/dev/ubda", mode,
          "con=null", "con0=null,fd:1"],
-        check=False, capture_output=True, timeout=120, stdin=subprocess.DEVNULL,
+        check=False, capture_output=True, timeout=600, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return done.stdout.decode("latin-1")
 

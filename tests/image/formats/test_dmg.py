@@ -56,7 +56,7 @@ def by_libmodi(path):
 
 def by_dmg2img(path):
     out = path.with_suffix(".by-dmg2img")
-    subprocess.run(["dmg2img", "-s", path, out], check=True, capture_output=True, timeout=60)
+    subprocess.run(["dmg2img", "-s", path, out], check=True, capture_output=True, timeout=600)
     return out.read_bytes()
 
 

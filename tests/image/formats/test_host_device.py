@@ -3,10 +3,12 @@
 import os
 import random
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 
 from tests.image.formats.support import MIB, opened, read_all
+from tests.image.storage.peers import wait_until
 from wirt.cli.main import main
 from wirt.errors import ImageInUse, ImageIoError, NoMedium, NotThisFormat, UnsupportedImage
 from wirt.image import eject as ejecting
@@ -22,14 +24,14 @@ def loop(tmp_path):
     with file.open("wb") as made:
         made.truncate(8 * MIB)
     words = ["losetup", "-f", "--show", str(file)]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=600)
     if done.returncode:
         pytest.skip(f"loop devices cannot be had here: {done.stderr}")
     device = done.stdout.strip()
     try:
         yield device, file
     finally:
-        subprocess.run(["losetup", "-d", device], check=True, timeout=60)
+        subprocess.run(["losetup", "-d", device], check=True, timeout=600)
 
 
 @pytest.mark.needs_root
@@ -75,19 +77,38 @@ def test_a_mounted_device_is_not_opened_for_writing(loop, tmp_path):
     device, _ = loop
     place = tmp_path / "mounted"
     place.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", device], check=True, timeout=60)
-    done = subprocess.run(["mount", device, place], check=False, capture_output=True, timeout=60)
-    if done.returncode:
-        pytest.skip("nothing can be mounted here")
-    try:
+    subprocess.run(["mkfs.ext4", "-q", device], check=True, timeout=600)
+    with mounted(device, place):
         for name in ("host_device", "raw"):
             with pytest.raises(ImageInUse, match="mounted"):
                 opened(device, name, writable=True)
         with opened(device, "host_device") as image:
             assert image.pread(1080, 2) == b"\x53\xef"
-    finally:
-        subprocess.run(["umount", place], check=True, timeout=60)
+    wait_until(lambda: is_free(device))
     opened(device, "host_device", writable=True).close()
+
+
+@contextmanager
+def mounted(device, place):
+    """Mount in a namespace of its own: one that somebody makes meanwhile would keep the mount."""
+    words = ["unshare", "--mount", "sh", "-c", 'mount "$0" "$1" && echo mounted && read -r _']
+    process = subprocess.Popen(
+        [*words, device, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        if process.stdout.readline() != b"mounted\n":
+            pytest.skip("nothing can be mounted here")
+        yield
+    finally:
+        process.communicate()
+
+
+def is_free(device):
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.needs_root

@@ -40,7 +40,7 @@ CIPHERS = {
 
 def run(*words, stdin=SECRET):
     done = subprocess.run(
-        [str(word) for word in words], input=stdin, capture_output=True, timeout=120, check=False
+        [str(word) for word in words], input=stdin, capture_output=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()

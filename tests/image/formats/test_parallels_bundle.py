@@ -89,7 +89,7 @@ def by_dissect(path, snapshot=""):
         "[sys.stdout.buffer.write(stream.read(1 << 20)) for _ in range(0, stream.size, 1 << 20)]"
     )
     words = [sys.executable, "-c", code, str(path), snapshot.strip("{}")]
-    return subprocess.run(words, check=True, capture_output=True, timeout=120).stdout
+    return subprocess.run(words, check=True, capture_output=True, timeout=600).stdout
 
 
 @pytest.mark.parametrize("base", ["Compressed", "Plain"])

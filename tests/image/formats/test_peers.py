@@ -17,7 +17,7 @@ SECRET = ("--object", "secret,id=s,data=geheim")
 
 def run(*words):
     return subprocess.run(
-        [str(word) for word in words], check=False, capture_output=True, text=True, timeout=60
+        [str(word) for word in words], check=False, capture_output=True, text=True, timeout=600
     )
 
 

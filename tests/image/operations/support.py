@@ -25,7 +25,7 @@ def content(path, name=None, **options):
 
 def qemu_img(*words, ok=(0,)):
     done = subprocess.run(
-        ["qemu-img", *map(str, words)], capture_output=True, text=True, timeout=120, check=False
+        ["qemu-img", *map(str, words)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode in ok, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout

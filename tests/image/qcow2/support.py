@@ -109,7 +109,7 @@ def qemu_img(*words: object) -> str:
         ["qemu-img", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=place,
     )
@@ -125,7 +125,7 @@ def qemu_io(path: Path, *commands: str, read_only: bool = False) -> str:
         [*words, str(path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=path.parent,
     )

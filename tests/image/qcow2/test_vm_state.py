@@ -21,7 +21,7 @@ def monitor(path, *commands):
         input="\n".join([*commands, "quit", ""]),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

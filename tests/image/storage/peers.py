@@ -7,7 +7,7 @@ import subprocess
 import time
 
 
-def wait_until(true, *, seconds=60):
+def wait_until(true, *, seconds=120):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it never came true"

@@ -1,6 +1,7 @@
 """Real servers on loopback for one test: nginx, vsftpd, tftpd-hpa."""
 
 import os
+import random
 import socket
 import subprocess
 import time
@@ -54,9 +55,19 @@ rsa_private_key_file={key}
 
 
 def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody is given meanwhile: the kernel chooses from 32768 on.
+
+    Other workers of this run look elsewhere.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = list(range(20_000 + worker, 32_000, workers))
+    random.shuffle(ports)
+    for port in ports:
+        with socket.socket(socket.AF_INET, kind) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def certificate(directory):
@@ -68,7 +79,7 @@ def certificate(directory):
             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
             "-keyout", key, "-out", cert,
         ],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=600,
     )  # fmt: skip
     return cert, key
 
@@ -144,7 +155,7 @@ def answers(port):
     return True
 
 
-def wait_until(true, seconds=20):
+def wait_until(true, seconds=120):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "the server did not start"
@@ -161,5 +172,8 @@ def end(process):
 
 
 def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(word) for word in file.read().split()]
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:  # it ended by itself
+        return []

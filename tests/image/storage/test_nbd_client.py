@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.image.storage.peers import nbdkit, qemu_nbd, uri
+from tests.image.storage.peers import nbdkit, qemu_nbd, uri, wait_until
 from wirt.errors import (
     ImageAccessDenied,
     ImageError,
@@ -99,11 +99,27 @@ def test_an_export_of_qemu_nbd_is_read_written_and_converted(disk, tmp_path):
         assert image.pread(0, len(data)) == data
         convert([image], str(tmp_path / "out.raw"), "raw")
         assert (tmp_path / "out.raw").read_bytes() == data
+        read_by_threads(image.storage)
         assert len(image.storage._connections) > 1
         with pytest.raises(ImageNoSpace):
             image.storage.pwrite(len(data), b"x")
         with pytest.raises(UnsupportedImage):
             image.resize(64 * MIB)
+
+
+def read_by_threads(storage):
+    """Read until two have met, and a second connection was made for one of them."""
+    give_up = time.monotonic() + 120
+
+    def read():
+        while len(storage._connections) == 1 and time.monotonic() < give_up:
+            storage.pread(0, 4 * MIB)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.needs_tool("qemu-nbd")
@@ -206,17 +222,18 @@ def test_a_server_that_does_not_answer_is_waited_for_until_the_deadline(tmp_path
     socket = tmp_path / "s"
     with (
         nbdkit(socket, "memory", "1M", "--filter=delay", "rdelay=120"),
-        NbdStorage(uri(socket), timeout=1.0) as storage,
-        pytest.raises(ImageIoError, match="in time"),
+        NbdStorage(uri(socket)) as storage,
     ):
-        storage.pread(0, 512)
+        storage._connections[0].set_timeout(1.0)
+        with pytest.raises(ImageIoError, match="in time"):
+            storage.pread(0, 512)
 
 
 @KIT
 def test_a_server_killed_in_the_middle_is_a_clear_error_for_every_thread(tmp_path):
     socket = tmp_path / "s"
     with (
-        nbdkit(socket, "memory", "64M", "--filter=delay", "rdelay=2") as server,
+        nbdkit(socket, "memory", "64M", "--filter=delay", "rdelay=600") as server,
         NbdStorage(uri(socket), writable=True) as storage,
     ):
         errors = []
@@ -230,10 +247,10 @@ def test_a_server_killed_in_the_middle_is_a_clear_error_for_every_thread(tmp_pat
         threads = [threading.Thread(target=read) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        wait_until(lambda: sum(one.in_flight for one in storage._connections) == len(threads))
         server.send_signal(signal.SIGKILL)
         for thread in threads:
-            thread.join(60)
+            thread.join(120)
         assert [type(error) for error in errors] == [ImageIoError] * 3
         assert all("connection" in str(error) for error in errors)
         with pytest.raises(ImageIoError):

@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -174,8 +174,8 @@ def script(*answers):
                 peer, _ = listener.accept()
             except OSError:
                 return
-            with peer:
-                peer.settimeout(5)
+            with peer, suppress(OSError):  # who has heard enough hangs up
+                peer.settimeout(60)
                 peer.recv(65536)
                 peer.sendall(answer)
 
@@ -291,26 +291,32 @@ def tftp_server(data, *, options=(), lose=(), limit=None):
         body = (data * 2)[:block] if limit else data[(number - 1) * block : number * block]
         transfer.sendto(struct.pack("!HH", 3, number & 0xFFFF) + body, peer)
 
+    def answer_to(send_all):
+        """Return what the client acknowledges; what was lost is sent again."""
+        while True:
+            send_all()
+            with suppress(TimeoutError):
+                return struct.unpack("!HH", transfer.recv(2000)[:4])[1]
+
     def serve():
         _, peer = listener.recvfrom(2000)
         acknowledged = 0
         if options:
             words = b"".join(f"{k}\0{v}\0".encode() for k, v in options)
-            transfer.sendto(b"\0\6" + words, peer)
-            transfer.recvfrom(2000)
-        while acknowledged < last:
+            answer_to(lambda: transfer.sendto(b"\0\6" + words, peer))
+
+        def send_window():
             for number in range(acknowledged + 1, min(acknowledged + window, last) + 1):
                 send(peer, number)
-            try:
-                answer, _ = transfer.recvfrom(2000)
-            except TimeoutError:
-                continue  # what was lost is sent again
-            except OSError:
-                return
-            low = struct.unpack("!HH", answer[:4])[1]
-            acknowledged += (low - acknowledged) & 0xFFFF
 
-    thread = threading.Thread(target=serve, daemon=True)
+        while acknowledged < last:
+            acknowledged += (answer_to(send_window) - acknowledged) & 0xFFFF
+
+    def run():
+        with suppress(OSError):  # the test is over, and its sockets are closed
+            serve()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield listener.getsockname()[1]

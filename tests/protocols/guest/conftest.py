@@ -3,6 +3,7 @@
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -25,7 +26,7 @@ def running_helper(perl: str, status: int = 0) -> Iterator[socket.socket]:
     finally:
         ours.close()
         try:
-            assert process.wait(20) == status
+            assert process.wait(120) == status
         finally:
             process.kill()
             process.wait()
@@ -47,5 +48,21 @@ def mortal_helper(find_program: Callable[[str], str]) -> Iterator[socket.socket]
 
 @pytest.fixture
 def guest(helper: socket.socket) -> Iterator[GuestSession]:
-    with GuestSession.from_socket(helper, timeout=20) as session:
+    with GuestSession.from_socket(helper, timeout=120) as session:
         yield session
+
+
+class Clock:
+    """The clock of deadlines, which a test puts forward when what it waits for has happened."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("wirt.protocols.deadline.time", made)
+    return made

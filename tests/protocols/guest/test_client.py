@@ -60,12 +60,12 @@ def test_frames_before_any_request_are_a_protocol_error(serve: Serve):
         peer.recv(1)
 
     with pytest.raises(ProtocolError, match="before it was asked"):
-        GuestSession.connect(serve(behave), timeout=10)
+        GuestSession.connect(serve(behave), timeout=60)
 
 
 def test_a_command_that_never_starts_is_a_timeout(serve: Serve):
     with (
-        GuestSession.connect(serve(answering()), timeout=10) as guest,
+        GuestSession.connect(serve(answering()), timeout=60) as guest,
         pytest.raises(Timeout, match="did not start the command"),
     ):
         guest.exec(["true"], start_timeout=0.2)
@@ -79,7 +79,7 @@ def test_an_endless_output_ends_at_the_deadline(serve: Serve):
         while True:
             peer.sendall(encode_frame(FrameType.STDOUT, b"x" * 30000))
 
-    with GuestSession.connect(serve(behave), timeout=10) as guest, pytest.raises(Timeout):
+    with GuestSession.connect(serve(behave), timeout=60) as guest, pytest.raises(Timeout):
         guest.exec(["true"], timeout=0.3)
 
 
@@ -92,7 +92,7 @@ def test_a_guest_that_drips_does_not_extend_the_deadline(serve: Serve):
             peer.sendall(encode_frame(FrameType.STDOUT, b"x"))
             time.sleep(0.02)
 
-    with GuestSession.connect(serve(behave), timeout=10) as guest, pytest.raises(Timeout):
+    with GuestSession.connect(serve(behave), timeout=60) as guest, pytest.raises(Timeout):
         guest.exec(["true"], timeout=0.3)
 
 
@@ -111,10 +111,10 @@ def test_a_guest_that_drips_does_not_extend_the_deadline(serve: Serve):
 )
 def test_a_wrong_answer_to_a_command_is_a_protocol_error(serve: Serve, answer: bytes):
     with (
-        GuestSession.connect(serve(answering(answer)), timeout=10) as guest,
+        GuestSession.connect(serve(answering(answer)), timeout=60) as guest,
         pytest.raises(ProtocolError),
     ):
-        guest.exec(["true"], timeout=10)
+        guest.exec(["true"], timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -129,27 +129,27 @@ def test_a_wrong_answer_to_a_command_is_a_protocol_error(serve: Serve, answer: b
 )
 def test_a_wrong_answer_to_info_is_a_protocol_error(serve: Serve, answer: bytes):
     with (
-        GuestSession.connect(serve(answering(answer)), timeout=10) as guest,
+        GuestSession.connect(serve(answering(answer)), timeout=60) as guest,
         pytest.raises(ProtocolError),
     ):
-        guest.info(timeout=10)
+        guest.info(timeout=60)
 
 
 def test_a_restarted_helper_is_peer_closed(serve: Serve):
     reset = encode_frame(FrameType.RESET)
     with (
-        GuestSession.connect(serve(answering(STARTED + reset)), timeout=10) as guest,
+        GuestSession.connect(serve(answering(STARTED + reset)), timeout=60) as guest,
         pytest.raises(PeerClosed, match="restarted"),
     ):
-        guest.exec(["true"], timeout=10)
+        guest.exec(["true"], timeout=60)
 
 
 def test_words_of_the_guest_cannot_command_the_terminal(serve: Serve):
     error = encode_frame(FrameType.ERROR, b"bad \x1b]0;evil\x07\n\xff")
     with (
-        GuestSession.connect(serve(answering(error)), timeout=10) as guest,
+        GuestSession.connect(serve(answering(error)), timeout=60) as guest,
         pytest.raises(GuestError) as refusal,
     ):
-        guest.exec(["true"], timeout=10)
+        guest.exec(["true"], timeout=60)
     assert refusal.value.message == "bad ?]0;evil??\ufffd"
     assert len(parse_text(b"x" * 100_000)) == 4096

@@ -3,18 +3,20 @@
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
+from tests.protocols.guest.conftest import Clock
 from wirt.errors import GuestError, HostError, PeerClosed, Timeout, UsageError
 from wirt.protocols.guest.client import GuestSession
 from wirt.protocols.guest.codec import (
@@ -30,7 +32,7 @@ from wirt.protocols.guest.messages import Identity
 
 pytestmark = pytest.mark.needs_tool("perl")
 
-LIMIT = 30.0  # seconds: nothing here takes long, and nothing may hang
+LIMIT = 120.0  # seconds: nothing here takes long, and nothing may hang
 
 
 class Output:
@@ -50,7 +52,7 @@ def shell(guest: GuestSession, script: str, **options: object) -> tuple[int, byt
 
 
 def is_gone(pid: int) -> bool:
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + LIMIT
     while time.monotonic() < give_up:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -60,6 +62,16 @@ def is_gone(pid: int) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+@contextmanager
+def running(function: Callable[..., None], *arguments: object) -> Iterator[None]:
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def test_the_helper_needs_nothing_but_perl_base(find_program: Callable[[str], str]):
@@ -190,7 +202,7 @@ def test_a_signal_reaches_the_command_even_when_its_input_is_full(guest: GuestSe
     thread = threading.Thread(target=stop)
     thread.start()
     code = guest.exec(
-        ["sh", "-c", "echo ready; exec sleep 60"],
+        ["sh", "-c", "echo ready; exec sleep 600"],
         stdin=bytes(STDIN_WINDOW * 4),
         stdout=lambda data: started.set(),
         timeout=LIMIT,
@@ -199,19 +211,25 @@ def test_a_signal_reaches_the_command_even_when_its_input_is_full(guest: GuestSe
     assert code == 128 + signal.SIGTERM
 
 
-def test_a_command_that_takes_too_long_is_killed(helper: socket.socket):
+def test_a_command_that_takes_too_long_is_killed(helper: socket.socket, clock: Clock):
     out = Output()
+
+    def until_it_runs(data: bytes) -> None:
+        out(data)
+        if b"\n" in out.data:
+            clock.ahead = 2 * LIMIT
+
     with (
         GuestSession.from_socket(helper, timeout=LIMIT) as guest,
         pytest.raises(Timeout, match="did not end in time"),
     ):
-        guest.exec(["sh", "-c", "echo $$; exec sleep 60"], stdout=out, timeout=0.5)
+        guest.exec(["sh", "-c", "echo $$; exec sleep 600"], stdout=until_it_runs, timeout=LIMIT)
     assert is_gone(int(out.data))
 
 
 def test_nothing_survives_the_end_of_the_session(helper: socket.socket):
     # A shell that ignores SIGHUP, a child of it, and one in a process group of its own.
-    script = "trap '' HUP; sleep 60 & echo $$ $!; set -m; sleep 60 & echo $!; wait"
+    script = "trap '' HUP; sleep 600 & echo $$ $!; set -m; sleep 600 & echo $!; wait"
     out = Output()
 
     def collect(data: bytes) -> None:
@@ -228,7 +246,7 @@ def test_nothing_survives_the_end_of_the_session(helper: socket.socket):
 
 
 def test_a_child_that_keeps_the_output_open_does_not_delay_the_exit(guest: GuestSession):
-    code, out, _ = shell(guest, "sleep 60 & echo $!; exit 3")
+    code, out, _ = shell(guest, "sleep 600 & echo $!; exit 3")
     with suppress(ProcessLookupError):
         os.kill(int(out), signal.SIGKILL)
     assert code == 3
@@ -261,7 +279,7 @@ def test_control_c_in_a_terminal_interrupts(guest: GuestSession):
 
     try:
         code = guest.exec(
-            ["sh", "-c", "echo ready; sleep 60"],
+            ["sh", "-c", "echo ready; sleep 600"],
             stdin=reading,
             stdout=type_it,
             pty_size=(24, 80),
@@ -293,14 +311,23 @@ def test_all_output_of_a_terminal_arrives_before_the_exit(guest: GuestSession):
         assert out.endswith(b"\r\n3000\r\n")
 
 
-def test_a_slow_reader_holds_the_command_back(helper: socket.socket):
+def test_a_slow_reader_holds_the_command_back(helper: socket.socket, clock: Clock):
     reading, writing = os.pipe()
+
+    def end_when_the_pipe_is_full(guest: GuestSession) -> None:
+        give_up = time.monotonic() + LIMIT
+        while select.select([], [writing], [], 0)[1] and time.monotonic() < give_up:
+            time.sleep(0.01)
+        clock.ahead = 2 * LIMIT
+        guest.send_signal(signal.SIGCONT)  # wakes who waits in exec
+
     try:
         with (
             GuestSession.from_socket(helper, timeout=LIMIT) as guest,
-            pytest.raises(Timeout),
+            running(end_when_the_pipe_is_full, guest),
+            pytest.raises(Timeout, match="did not end in time"),
         ):
-            guest.exec(["sh", "-c", "echo $$; exec yes"], stdout=writing, timeout=1)
+            guest.exec(["sh", "-c", "echo $$; exec yes"], stdout=writing, timeout=LIMIT)
         os.close(writing)
         writing = -1
         with os.fdopen(reading, "rb") as pipe:
@@ -334,7 +361,7 @@ def test_an_output_that_broke_is_a_host_error(helper: socket.socket):
         MAGIC[:10],
         MAGIC + b"half a nonce",
         encode_hello(b"n" * 16),
-        encode_hello(b"n" * 16) + encode_request([b"exec", b"asleep", b"a60"]),
+        encode_hello(b"n" * 16) + encode_request([b"exec", b"asleep", b"a600"]),
         encode_hello(b"n" * 16) + encode_frames(FrameType.PART, b"x" * 100)[:-1],
         encode_hello(b"n" * 16) + encode_frame(FrameType.REQUEST, b"\xff" * 100),
         encode_hello(b"n" * 16) + b"no frame",
@@ -352,7 +379,7 @@ def test_what_an_earlier_client_left_behind_does_no_harm(helper: socket.socket, 
 
 def test_a_new_hello_kills_what_ran(helper: socket.socket):
     helper.sendall(encode_hello(b"n" * 16))
-    helper.sendall(encode_request([b"exec", b"ash", b"a-c", b"aecho @$$@; exec sleep 60"]))
+    helper.sendall(encode_request([b"exec", b"ash", b"a-c", b"aecho @$$@; exec sleep 600"]))
     seen = b""
     while seen.count(b"@") < 2:
         seen += helper.recv(4096)
@@ -363,7 +390,7 @@ def test_a_new_hello_kills_what_ran(helper: socket.socket):
 
 def test_input_beyond_the_window_ends_the_session(helper: socket.socket):
     helper.sendall(encode_hello(b"n" * 16))
-    helper.sendall(encode_request([b"exec", b"asleep", b"a60"]))
+    helper.sendall(encode_request([b"exec", b"asleep", b"a600"]))
     helper.sendall(encode_frames(FrameType.STDIN, bytes(STDIN_WINDOW + (1 << 20))))
     with GuestSession.from_socket(helper, timeout=LIMIT) as guest:
         assert guest.exec(["true"], timeout=LIMIT) == 0

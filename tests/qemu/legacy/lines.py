@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.qemu.live import _kernel
+from wirt.host.process_id import ProcessId
 from wirt.protocols.qmp.client import QmpClient
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.legacy.facts import Facts
@@ -28,7 +28,7 @@ from wirt.spec.machine import Machine
 HERE = Path(__file__).parent
 _FILE = "shared/data/lines/old-lines.jsonl"
 DATA = next((p / _FILE for p in HERE.parents if (p / _FILE).exists()), HERE / "absent")
-SECONDS = 120.0
+SECONDS = 300.0
 _PATH = re.compile(r"(?<![\w./)])/(?!/)(?:[\w.+@%-]+/?)+")
 """An absolute path of somebody else's host."""
 _LITERAL = {"-append", "-name", "-pidfile_"}
@@ -210,17 +210,16 @@ def started(line: Sequence[str], base: Path) -> Iterator[QmpClient]:
 
 
 def _end(process: subprocess.Popen[bytes], pid: Path) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+    """End QEMU, which goes on by itself where the line says ``-daemonize``."""
     try:
-        number = int(pid.read_text())
+        daemon = ProcessId.of(int(pid.read_text()))
     except (OSError, ValueError):
-        return
-    try:
-        os.kill(number, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        daemon = None
+    process.kill()
+    process.wait()
+    if daemon is not None:
+        daemon.kill()
+        daemon.wait(SECONDS)
 
 
 def _connect(

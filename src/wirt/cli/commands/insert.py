@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+
+from msgspec.structs import asdict
 
 from wirt.cli.arguments import add_machine, example
 from wirt.cli.output import print_json, say

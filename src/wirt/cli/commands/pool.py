@@ -39,13 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _set(context: Context, args: argparse.Namespace) -> None:
-    from wirt.vm.oneshot import ensure_warm
+    from wirt.vm.oneshot import ensure_warm, for_command
     from wirt.vm.source import resolve_or_build
     from wirt.vm.template import seek
 
     if args.size is None:
         raise UsageError("how many shall be ready?", hint=f"wirt pool {args.image} --size 4")
-    source, wish = resolve_or_build(context, args.image, image_format=args.format), wish_of(args)
+    source = resolve_or_build(context, args.image, image_format=args.format)
+    wish = for_command(source, wish_of(args))
     if args.size:
         sought = ensure_warm(context, source, wish, timeout=parse_duration(args.timeout))
     else:

@@ -12,7 +12,7 @@ from wirt.errors import UsageError
 from wirt.units import parse_duration
 from wirt.vm import state
 from wirt.vm.context import Context
-from wirt.vm.oneshot import OneShot, bring_up, temporary
+from wirt.vm.oneshot import OneShot, bring_up, for_command, temporary
 from wirt.vm.source import CdFile, resolve_or_build
 
 
@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
             hint=f"wirt run {args.image} --name {args.name}, then wirt exec {args.name} -- …",
         )
     with temporary(
-        context, source, wish, timeout=timeout, cold=args.cold, keep_port=True, meanwhile=_get_ready
-    ) as made:
+        context, source, for_command(source, wish), timeout=timeout, cold=args.cold,
+        keep_port=True, meanwhile=_get_ready,
+    ) as made:  # fmt: skip
         return _run_in_guest(context, made, args)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.cli.kvm_img.command import OPEN, opening, read_words
 from wirt.cli.kvm_img.failure import Failure, failure_of

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.cli.kvm_img.cache import check_cache
 from wirt.cli.kvm_img.command import OPEN, SHARE, one_file, opening, read_words, wants_json

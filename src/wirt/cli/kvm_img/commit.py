@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.cli.kvm_img.cache import check_cache
 from wirt.cli.kvm_img.command import OPEN, one_file, opening, read_words

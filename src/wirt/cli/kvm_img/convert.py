@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.cli.kvm_img.cache import check_cache
 from wirt.cli.kvm_img.command import OPEN, SHARE, opening, read_words
@@ -41,8 +42,7 @@ _MOST_WORKERS = 16
 _BUDGET = Budget(metadata_bytes=1 << 40, expansion=1 << 40)
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """What the command line asks for."""
 
     parsed: Words
@@ -54,7 +54,7 @@ class Request:
     workers: int
     rate: int
     secrets: Secrets
-    given: dict[str, str] = field(default_factory=dict)
+    given: dict[str, str] = msgspec.field(default_factory=dict)
     known: tuple[Option, ...] = ()
 
     @property

@@ -6,7 +6,8 @@ The order is that of the line ``Formatting …``; help is sorted by name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.cli.kvm_img.failure import Failure
 from wirt.cli.kvm_img.keyvalue import escaped, parse_list
@@ -17,8 +18,7 @@ _ON = frozenset({"on", "yes", "true", "y"})
 _OFF = frozenset({"off", "no", "false", "n"})
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     name: str
     kind: str
     help: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from wirt.cli.kvm_img.command import OPEN, SHARE, one_file, opening, read_words, wants_json
 from wirt.cli.kvm_img.description import describe, text_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.cli.kvm_img.creation import (
     Option,
@@ -56,15 +57,14 @@ def own_options(format_name: str) -> tuple[Option, ...]:
     return CREATION[format_name]
 
 
-@dataclass(slots=True)
-class Target:
+class Target(msgspec.Struct):
     """A new image that is about to be made."""
 
     name: str
     format: str
     known: tuple[Option, ...]
     options: dict[str, str]
-    secrets: Secrets = field(default_factory=Secrets)
+    secrets: Secrets = msgspec.field(default_factory=Secrets)
 
     @property
     def size(self) -> int:

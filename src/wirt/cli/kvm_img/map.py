@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.cli.kvm_img.command import OPEN, SHARE, one_file, opening, read_words, wants_json
 from wirt.cli.kvm_img.failure import Failure
@@ -18,8 +20,7 @@ from wirt.image.layers import layers
 _SHOWING = frozenset({"qcow2", "qcow", "qed", "vmdk", "parallels"})
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A run of the disk as ``map`` shows it."""
 
     start: int

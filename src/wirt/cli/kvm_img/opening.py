@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Self
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.cli.kvm_img.failure import Failure, failure_of
 from wirt.cli.kvm_img.known_options import EVERYWHERE, format_options
@@ -34,8 +36,7 @@ from wirt.image.registry import FORMATS, find_format
 _BUDGET = Budget(metadata_bytes=1 << 40, expansion=1 << 40)
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True):
     """How a command opens its images."""
 
     writable: bool = False
@@ -47,11 +48,10 @@ class Opening:
     """No guest byte will be read, so an encrypted image opens without its passphrase."""
     writes_below: int = 0
     """Number of the layer below the first one that is to be opened for writing too."""
-    secrets: Secrets = field(default_factory=Secrets)
+    secrets: Secrets = msgspec.field(default_factory=Secrets)
 
 
-@dataclass(slots=True)
-class Opened:
+class Opened(msgspec.Struct):
     """An open image, and how it and the layers below it are called."""
 
     image: Image
@@ -59,11 +59,11 @@ class Opened:
     format: str
     path: str
     """Of the file that the format lies in, where there is one."""
-    tree: Tree = field(default_factory=dict)
+    tree: Tree = msgspec.field(default_factory=dict)
     by_user: bool = True
     """The user wrote ``tree``; else an image did."""
     backing: Opened | None = None
-    files: list[tuple[int, int]] = field(default_factory=list)
+    files: list[tuple[int, int]] = msgspec.field(default_factory=list)
 
     def close(self) -> None:
         self.image.close()

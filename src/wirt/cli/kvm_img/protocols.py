@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from wirt.cli.kvm_img.failure import Failure, failure_of
 from wirt.cli.kvm_img.naming import protocol_of
@@ -33,16 +34,14 @@ _FILE_OPTIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(msgspec.Struct, frozen=True):
     """How a storage is opened."""
 
     writable: bool = False
     force_share: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Protocol:
+class Protocol(msgspec.Struct, frozen=True):
     open: Callable[[Mapping[str, Any], Access], Storage]
     options: frozenset[str]
     local: bool = True

@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from wirt.errors import CorruptImage, OutOfBounds
 from wirt.image.base import Image
@@ -38,15 +39,14 @@ class Moved(NamedTuple):
     escaped: bool
 
 
-@dataclass(slots=True)
-class Blocks:
+class Blocks(msgspec.Struct):
     """Reads blocks; ``journal`` says which it has newer; ``deadline`` is a monotonic time."""
 
     image: Image
     size: int
     deadline: float
-    journal: dict[int, Moved] = field(default_factory=dict)
-    _cache: dict[int, bytes] = field(default_factory=dict)
+    journal: dict[int, Moved] = msgspec.field(default_factory=dict)
+    _cache: dict[int, bytes] = msgspec.field(default_factory=dict)
 
     def read(self, block: int) -> bytes:
         """Return one block of metadata. Raises CorruptImage, OutOfBounds."""

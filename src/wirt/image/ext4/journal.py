@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import CorruptImage, UnsupportedImage
 from wirt.image.ext4.blocks import Blocks, Moved, Run
@@ -48,10 +49,9 @@ def replayed(blocks: Blocks, runs: list[Run]) -> dict[int, Moved]:
     }
 
 
-@dataclass(slots=True)
-class _Transaction:
-    written: list[tuple[int, Moved]] = field(default_factory=list)
-    revoked: list[int] = field(default_factory=list)
+class _Transaction(msgspec.Struct):
+    written: list[tuple[int, Moved]] = msgspec.field(default_factory=list)
+    revoked: list[int] = msgspec.field(default_factory=list)
 
 
 class _Log:

@@ -11,8 +11,9 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from wirt.errors import CorruptImage, OutOfBounds, UnsupportedImage
 from wirt.image.base import Image
@@ -33,8 +34,7 @@ _BY_EXTENTS = 0x80000
 _MOST_RUNS = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(msgspec.Struct, frozen=True):
     """A file, directory, link or device. ``raw``: all that is stored of it."""
 
     number: int

@@ -11,7 +11,8 @@ import re
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, UsageError
 from wirt.image.fat.volume import ENTRY
@@ -120,8 +121,7 @@ def _padded(base: str, extension: str) -> bytes:
     return base.encode("ascii").ljust(8) + extension.encode("ascii").ljust(3)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A file or directory as its directory describes it; ``modified`` in seconds."""
 
     name: str

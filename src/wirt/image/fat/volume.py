@@ -21,7 +21,8 @@ import array
 import struct
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import UsageError
 
@@ -36,8 +37,7 @@ _MOST = {12: 4084, 16: 65524, 32: 0x0FFFFFF5}
 _SERIAL = 0x77697274
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(msgspec.Struct, frozen=True):
     """Where everything of a volume lies; all but ``bits`` and ``media`` are sectors or counts."""
 
     bits: int

@@ -30,7 +30,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import (
     CorruptImage,
@@ -66,8 +68,7 @@ _ALIGNMENT = 4096
 _ZEROS = bytes(1 << 20)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     kind: str
     layout: str
     """As ``struct`` says it."""

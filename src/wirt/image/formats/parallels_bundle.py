@@ -20,8 +20,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from xml.parsers import expat
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, ImageIoError, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import (
@@ -56,11 +58,10 @@ def is_bundle(storage: Storage) -> bool:
 # The descriptor
 
 
-@dataclass(slots=True)
-class _Node:
+class _Node(msgspec.Struct):
     tag: str
     text: str = ""
-    children: list[_Node] = field(default_factory=list)
+    children: list[_Node] = msgspec.field(default_factory=list)
 
     def all(self, tag: str) -> list[_Node]:
         return [child for child in self.children if child.tag == tag]
@@ -147,8 +148,7 @@ def _chain(root: _Node, budget_depth: int) -> list[str]:
 # The images
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(msgspec.Struct, frozen=True):
     """One storage: where on the disk it begins and ends, in bytes."""
 
     start: int

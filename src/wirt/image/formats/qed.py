@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import (
     CorruptImage,
@@ -45,8 +47,7 @@ _TABLES = (1, 2, 4, 8, 16)
 _LONGEST_NAME = 1023
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     cluster: int
     table: int
     features: int

@@ -7,7 +7,8 @@ nothing names is a leak.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.image.base import CheckResult
 
@@ -15,8 +16,7 @@ NO_ENTRY = -1
 _MOST_MESSAGES = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(msgspec.Struct, frozen=True):
     """Something lies at ``offset`` of the file; ``index`` is the block's, for one of the disk."""
 
     offset: int
@@ -29,10 +29,9 @@ class Use:
         return self.offset + self.length
 
 
-@dataclass(slots=True)
-class Faults:
-    beyond: list[Use] = field(default_factory=list)
-    shared: list[Use] = field(default_factory=list)
+class Faults(msgspec.Struct):
+    beyond: list[Use] = msgspec.field(default_factory=list)
+    shared: list[Use] = msgspec.field(default_factory=list)
     """What lies where something before it already does."""
     leaks: int = 0
     """How many blocks would fit where nothing lies."""
@@ -40,7 +39,7 @@ class Faults:
     """Where everything in use ends."""
     blocks: int = 0
     fragmented: int = 0
-    messages: list[str] = field(default_factory=list)
+    messages: list[str] = msgspec.field(default_factory=list)
 
     def say(self, message: str) -> None:
         if len(self.messages) < _MOST_MESSAGES:

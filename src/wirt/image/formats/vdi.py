@@ -23,7 +23,9 @@ import os
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import (
     CorruptImage,
@@ -57,8 +59,7 @@ _ENTRIES_OF_SECTOR = 128
 _PARENT = b"parent="
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     kind: int
     size: int
     map_offset: int
@@ -213,7 +214,7 @@ class VdiImage(ResizableTable, OverlayTable):
 
     def _write_header(self, *, at_least: int = 0, **changes: int | bytes) -> None:
         used = (self._next - self.header.data_offset) // self.block_size
-        header = replace(self.header, allocated=max(used, at_least), **changes)  # type: ignore[arg-type]  # each value has its field's type
+        header = replace(self.header, allocated=max(used, at_least), **changes)
         if header != self.header:
             self.header = header
             self.storage.pwrite(0, header.pack())

@@ -10,7 +10,8 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import ProtocolError, Timeout, UsageError, WirtError
 from wirt.image.nbd_server.export import Export
@@ -26,8 +27,7 @@ MOST_CLIENTS = 32
 _AFTER_TROUBLE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What clients may cost."""
 
     clients: int = MOST_CLIENTS

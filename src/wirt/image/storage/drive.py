@@ -15,7 +15,8 @@ import fcntl
 import os
 import stat
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import NoMedium, UnsupportedImage
 
@@ -33,8 +34,7 @@ _READY_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class CdState:
+class CdState(msgspec.Struct, frozen=True):
     """What a CD drive says of itself; words that it does not know are empty."""
 
     tray: str

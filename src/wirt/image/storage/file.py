@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 from wirt.errors import (
     ImageAccessDenied,
@@ -22,14 +22,26 @@ from wirt.image.base import Storage
 from wirt.image.storage.drive import is_block_device, open_device
 
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
-_libc = ctypes.CDLL(None, use_errno=True)
 _OFFSET_MAX = (1 << 63) - 1
 _BLKZEROOUT = 0x127F  # of <linux/fs.h>
 _RANGE = struct.Struct("=QQ")
 
 
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int]:
+    """Return the system call, which Python has without the mode that makes holes."""
+    import ctypes  # two milliseconds, which a fork need not wait for
+
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+    return call
+
+
 class FileStorage(Storage):
-    """``path`` opened by name; the descriptor lives until ``close``."""
+    """``path`` opened by name; the descriptor lives until ``close``.
+
+    A file that nobody needs after a power cut is not ``durable``: flushing it does nothing.
+    """
 
     def __init__(
         self,
@@ -39,8 +51,10 @@ class FileStorage(Storage):
         create: bool = False,
         exclusive: bool = False,
         follow_link: bool = True,
+        durable: bool = True,
     ) -> None:
         self.name = path
+        self._durable = durable
         self.read_only = not writable
         flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
         if create:
@@ -128,6 +142,8 @@ class FileStorage(Storage):
             raise image_error(error, self.name) from error
 
     def flush(self) -> None:
+        if not self._durable:
+            return
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -168,9 +184,7 @@ class FileStorage(Storage):
         return data, min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
 
     def punch_hole(self, offset: int, length: int) -> bool:
-        done = _libc.fallocate(
-            self._fd, _PUNCH_HOLE, ctypes.c_longlong(offset), ctypes.c_longlong(length)
-        )
+        done = _fallocate()(self._fd, _PUNCH_HOLE, offset, length)
         return bool(done == 0) or self._zero_sectors(offset, length)
 
     def reserve(self, offset: int, length: int) -> bool:

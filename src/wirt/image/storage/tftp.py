@@ -9,9 +9,10 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import unquote
+
+import msgspec
 
 from wirt.errors import ImageAccessDenied, ImageError, ImageIoError, OutOfBounds
 from wirt.image.storage.scratch import Scratch
@@ -30,8 +31,7 @@ MOST = 64 << 30
 """A server may send without end: what is more than 64 GiB is refused."""
 
 
-@dataclass(slots=True)
-class _Terms:
+class _Terms(msgspec.Struct):
     """What the server agreed to."""
 
     block: int = _PLAIN_BLOCK

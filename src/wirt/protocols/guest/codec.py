@@ -38,7 +38,8 @@ import enum
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import ProtocolError
 from wirt.units import KIB
@@ -74,8 +75,7 @@ class FrameType(enum.IntEnum):
 _FROM_GUEST = frozenset(kind for kind in FrameType if kind >= FrameType.STDOUT)
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     kind: FrameType
     payload: bytes = b""
 

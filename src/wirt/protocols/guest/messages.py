@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import ProtocolError
 
 MAX_TEXT = 4096
 
 
-@dataclass(frozen=True)
-class GuestInfo:
+class GuestInfo(msgspec.Struct, frozen=True):
     """``uptime`` in seconds; ``boot_id`` is shared by forks, and new after a reboot."""
 
     version: int
@@ -24,8 +24,7 @@ class GuestInfo:
     os: str
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """What to make of a forked guest. What is None stays as it is.
 
     ``seed`` should be 32 fresh random bytes; ``macs`` are pairs of an address that a network
@@ -56,8 +55,7 @@ class Identity:
             yield b"macs=" + ",".join(f"{old} {new}" for old, new in self.macs).encode()
 
 
-@dataclass(frozen=True)
-class IdentityAnswer:
+class IdentityAnswer(msgspec.Struct, frozen=True):
     """What the guest is now. ``uuid`` is fresh from its kernel: equal in two forks means that
 
     they share random numbers. ``failed`` gives the reason of each step that did not work:
@@ -66,7 +64,7 @@ class IdentityAnswer:
 
     uuid: str
     boot_id: str
-    failed: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def parse_info(strings: list[bytes]) -> GuestInfo:

@@ -26,7 +26,8 @@ passes as it is. Whatever bytes are fed, the outcome is pieces or ProtocolError.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import ProtocolError
 from wirt.units import MIB
@@ -47,23 +48,20 @@ _WHOLE_PAGE = 8 + PAGE_SIZE
 _WHOLE_ZERO = 8 + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(msgspec.Struct, frozen=True):
     """Bytes of everything else, in order."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Pages:
+class Pages(msgspec.Struct, frozen=True):
     """Bytes of the memory from ``offset`` on: whole pages."""
 
     offset: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Zeroes:
+class Zeroes(msgspec.Struct, frozen=True):
     """Pages that are zero."""
 
     offset: int

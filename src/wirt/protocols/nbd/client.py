@@ -12,7 +12,8 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import CommandRefused, PeerClosed, ProtocolError, Timeout, WirtError
 from wirt.protocols.deadline import Deadline
@@ -26,15 +27,14 @@ _SMALLEST_CHUNK = 512
 """A server that cuts its data finer than this, on average, is refused."""
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct):
     """A request that was sent, and what of its reply has come."""
 
     request: Request
     view: memoryview | None = None
     done: bool = False
     error: WirtError | None = None
-    runs: list[tuple[int, int]] = field(default_factory=list)
+    runs: list[tuple[int, int]] = msgspec.field(default_factory=list)
     """(start, end) of the data that has come, in the view."""
     extents: list[tuple[int, int]] | None = None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import CommandRefused, ProtocolError
 from wirt.protocols.nbd import codec
@@ -25,8 +27,7 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """What a client wants of a server."""
 
     export: str = ""
@@ -34,14 +35,13 @@ class Wish:
     contexts: tuple[str, ...] = (codec.BASE_ALLOCATION,)
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(msgspec.Struct, frozen=True):
     """What was agreed; sizes in bytes."""
 
     size: int
     flags: ExportFlag
     structured: bool = False
-    blocks: BlockSizes = field(default_factory=BlockSizes)
+    blocks: BlockSizes = msgspec.field(default_factory=BlockSizes)
     contexts: tuple[tuple[str, int], ...] = ()
     """Name and number of each context that block status will report."""
     description: str = ""

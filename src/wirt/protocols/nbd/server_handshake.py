@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from wirt.errors import ProtocolError
 from wirt.protocols.nbd import codec
@@ -48,13 +49,12 @@ class Offer(Protocol):
         """Return the export; the empty name means the default one."""
 
 
-@dataclass(slots=True)
-class Chosen:
+class Chosen(msgspec.Struct):
     """What a client has chosen."""
 
     name: str
     structured: bool = False
-    contexts: dict[int, str] = field(default_factory=dict)
+    contexts: dict[int, str] = msgspec.field(default_factory=dict)
     """Names of the contexts that block status reports, by their numbers."""
 
 

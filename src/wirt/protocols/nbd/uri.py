@@ -14,8 +14,9 @@ a connection breaks) and ``connections`` (at most).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
 
 from wirt.errors import UsageError
 from wirt.protocols.nbd.codec import DEFAULT_PORT, MAX_STRING
@@ -27,8 +28,7 @@ _EXPORT = ":exportname="
 _HINT = "nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH"
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """One export of one server."""
 
     socket: str = ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from wirt.qapi.capabilities import Capabilities
 from wirt.qemu.legacy.facts import Facts
@@ -15,8 +16,7 @@ from wirt.spec.hardware import SoundCard, UsbDevice
 from wirt.spec.nic import Backend
 
 
-@dataclass(slots=True)
-class Drive:
+class Drive(msgspec.Struct):
     """``-drive``, ``-hda`` and their like. ``place`` is bus and unit, once they are known."""
 
     file: str
@@ -29,15 +29,14 @@ class Drive:
     id: str = ""
     boots: bool = False
     boot_index: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """Fields of ``spec.disk.Disk``."""
     position: int = 0
     shown: bool = True
     """False for ``if=none`` until a ``-device`` shows it."""
 
 
-@dataclass(slots=True)
-class Card:
+class Card(msgspec.Struct):
     """A network card, on a ``vlan`` or at the netdev of that name."""
 
     model: str = ""
@@ -51,19 +50,17 @@ class Card:
     """``-net nic`` has an address of its own; ``-device`` leaves it to QEMU."""
 
 
-@dataclass(slots=True)
-class Wire:
+class Wire(msgspec.Struct):
     """What is behind cards: a backend of the spec, or words that only QEMU understands."""
 
     backend: Backend | None = None
-    words: list[tuple[str, str]] = field(default_factory=list)
-    uplink: dict[str, Any] = field(default_factory=dict)
+    words: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    uplink: dict[str, Any] = msgspec.field(default_factory=dict)
     id: str = ""
     vlan: int | None = None
 
 
-@dataclass(slots=True)
-class Screen:
+class Screen(msgspec.Struct):
     """Who shows the picture, and how."""
 
     toolkit: str = ""
@@ -72,12 +69,11 @@ class Screen:
     none: bool = False
     full_screen: bool = False
     grab: str = ""
-    options: list[str] = field(default_factory=list)
-    servers: list[Any] = field(default_factory=list)
+    options: list[str] = msgspec.field(default_factory=list)
+    servers: list[Any] = msgspec.field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Port:
+class Port(msgspec.Struct):
     """A serial or parallel port or a monitor, as asked for."""
 
     backend: CharBackend | SharesSerial | None
@@ -85,8 +81,7 @@ class Port:
     mode: str = "readline"
 
 
-@dataclass(slots=True)
-class Node:
+class Node(msgspec.Struct):
     """A ``-blockdev`` or ``-object``: its parts, and the words if nothing else takes it."""
 
     parts: dict[str, str]
@@ -95,79 +90,78 @@ class Node:
     used: bool = False
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(msgspec.Struct):
     """Everything that the options said."""
 
     program: str
     facts: Facts
     capabilities: Capabilities
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """Fields of ``spec.machine.Machine``."""
-    boot: dict[str, Any] = field(default_factory=dict)
-    rtc: dict[str, Any] = field(default_factory=dict)
-    cpu: dict[str, Any] = field(default_factory=dict)
-    actions: dict[str, Any] = field(default_factory=dict)
-    watchdog: dict[str, Any] = field(default_factory=dict)
-    firmware: dict[str, Any] = field(default_factory=dict)
-    board_options: dict[str, str] = field(default_factory=dict)
-    cpu_features: list[str] = field(default_factory=list)
-    numa: list[tuple[int, str, str]] = field(default_factory=list)
+    boot: dict[str, Any] = msgspec.field(default_factory=dict)
+    rtc: dict[str, Any] = msgspec.field(default_factory=dict)
+    cpu: dict[str, Any] = msgspec.field(default_factory=dict)
+    actions: dict[str, Any] = msgspec.field(default_factory=dict)
+    watchdog: dict[str, Any] = msgspec.field(default_factory=dict)
+    firmware: dict[str, Any] = msgspec.field(default_factory=dict)
+    board_options: dict[str, str] = msgspec.field(default_factory=dict)
+    cpu_features: list[str] = msgspec.field(default_factory=list)
+    numa: list[tuple[int, str, str]] = msgspec.field(default_factory=list)
     """Memory (0: a fair share), vcpus and memory object of each node."""
     memory_backend: str = ""
-    drives: list[Drive] = field(default_factory=list)
-    floppy_boot: dict[str, int] = field(default_factory=dict)
-    chs: dict[str, Any] = field(default_factory=dict)
-    cards: list[Card] = field(default_factory=list)
-    wires: list[Wire] = field(default_factory=list)
-    hub_ports: dict[str, tuple[int, str]] = field(default_factory=dict)
+    drives: list[Drive] = msgspec.field(default_factory=list)
+    floppy_boot: dict[str, int] = msgspec.field(default_factory=dict)
+    chs: dict[str, Any] = msgspec.field(default_factory=dict)
+    cards: list[Card] = msgspec.field(default_factory=list)
+    wires: list[Wire] = msgspec.field(default_factory=list)
+    hub_ports: dict[str, tuple[int, str]] = msgspec.field(default_factory=dict)
     """Name of a port → its hub, and the backend that it joins to the hub."""
-    renamed: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = msgspec.field(default_factory=dict)
     """Name of a netdev in the line → what a card is joined to now."""
-    hubs: set[int] = field(default_factory=set)
+    hubs: set[int] = msgspec.field(default_factory=set)
     """vlans that are hubs even with one card."""
-    dumps: list[tuple[int, str, int]] = field(default_factory=list)
+    dumps: list[tuple[int, str, int]] = msgspec.field(default_factory=list)
     """vlan, file and most bytes of a packet."""
-    user: dict[str, Any] = field(default_factory=dict)
+    user: dict[str, Any] = msgspec.field(default_factory=dict)
     """``-tftp`` and its like, for every user network."""
-    redirections: list[Any] = field(default_factory=list)
-    screen: Screen = field(default_factory=Screen)
-    serials: list[Port] = field(default_factory=list)
-    parallels: list[Port] = field(default_factory=list)
-    monitors: list[Port] = field(default_factory=list)
-    chardevs: dict[str, Values] = field(default_factory=dict)
-    nodes: dict[str, Node] = field(default_factory=dict)
-    objects: dict[str, Node] = field(default_factory=dict)
-    fd_sets: dict[str, str] = field(default_factory=dict)
+    redirections: list[Any] = msgspec.field(default_factory=list)
+    screen: Screen = msgspec.field(default_factory=Screen)
+    serials: list[Port] = msgspec.field(default_factory=list)
+    parallels: list[Port] = msgspec.field(default_factory=list)
+    monitors: list[Port] = msgspec.field(default_factory=list)
+    chardevs: dict[str, Values] = msgspec.field(default_factory=dict)
+    nodes: dict[str, Node] = msgspec.field(default_factory=dict)
+    objects: dict[str, Node] = msgspec.field(default_factory=dict)
+    fd_sets: dict[str, str] = msgspec.field(default_factory=dict)
     """Number of a set of descriptors → the descriptor."""
-    devices: list[Given] = field(default_factory=list)
-    ports: dict[str, Any] = field(default_factory=dict)
+    devices: list[Given] = msgspec.field(default_factory=list)
+    ports: dict[str, Any] = msgspec.field(default_factory=dict)
     """Devices with ids of wirt's own that the description says otherwise."""
-    channels: list[Any] = field(default_factory=list)
-    boot_places: dict[int, str] = field(default_factory=dict)
+    channels: list[Any] = msgspec.field(default_factory=list)
+    boot_places: dict[int, str] = msgspec.field(default_factory=dict)
     """Place in the boot order → kind of device, from bootindex."""
-    serial_names: dict[str, int] = field(default_factory=dict)
+    serial_names: dict[str, int] = msgspec.field(default_factory=dict)
     """Character device of a serial port → number of the port."""
     needs_audio: bool = False
-    monitors_of: dict[str, str] = field(default_factory=dict)
+    monitors_of: dict[str, str] = msgspec.field(default_factory=dict)
     """Character device → mode of the monitor on it."""
-    usb: list[UsbDevice] = field(default_factory=list)
+    usb: list[UsbDevice] = msgspec.field(default_factory=list)
     has_usb: bool = False
-    sound: list[SoundCard] = field(default_factory=list)
-    args: list[str] = field(default_factory=list)
+    sound: list[SoundCard] = msgspec.field(default_factory=list)
+    args: list[str] = msgspec.field(default_factory=list)
     """Words for QEMU that belong to the machine."""
-    early: list[str] = field(default_factory=list)
+    early: list[str] = msgspec.field(default_factory=list)
     """Words for QEMU that other words of the machine name."""
-    process: list[str] = field(default_factory=list)
+    process: list[str] = msgspec.field(default_factory=list)
     """Words for QEMU that belong to this run of it."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
     defaults: bool = True
     """False after ``-nodefaults``."""
     networked: bool = False
     """True after any ``-net``, ``-netdev`` or ``-nic``: no default network."""
     snapshot: bool = False
     daemonize: bool = False
-    query: list[str] = field(default_factory=list)
+    query: list[str] = msgspec.field(default_factory=list)
     """Words of a line that only asks (``-cpu ?``)."""
     made: int = 0
 

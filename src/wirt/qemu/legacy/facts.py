@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.spec.nic import Backend
 
@@ -24,8 +25,7 @@ def format_by_name(path: str) -> str:
     return known.get(suffix, suffix if suffix in named else "raw")
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """Of the host that runs the line.
 
     ``format_of`` looks into an image. ``windows`` are the toolkits that can open a window
@@ -49,9 +49,9 @@ class Facts:
     directory: str = ""
     socket: Callable[[str], str] | None = None
     memory_file: str = ""
-    fd_images: Mapping[int, str] = field(default_factory=dict)
-    fd_sockets: Mapping[str, str] = field(default_factory=dict)
-    backends: Mapping[str, Backend] = field(default_factory=dict)
+    fd_images: Mapping[int, str] = msgspec.field(default_factory=dict)
+    fd_sockets: Mapping[str, str] = msgspec.field(default_factory=dict)
+    backends: Mapping[str, Backend] = msgspec.field(default_factory=dict)
     modern: bool = False
     """What a line leaves open is as QEMU has had it since 2.2, not as it was in 2009."""
     strict: bool = False

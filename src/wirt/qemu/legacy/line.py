@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 DISK = "(disk)"
 """The option that a word without a dash stands for: the first hard disk."""
@@ -13,8 +14,7 @@ PROGRAMS = ("kvm", "qemu", "qemu-kvm", "qemu-system-x86_64", "qemu-system-i386",
 IMAGE_TOOLS = ("kvm-img", "qemu-img", "kvm-nbd", "qemu-nbd", "kvm-io", "qemu-io")
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     """An option as it stands in a line; ``position`` counts words from 0."""
 
     option: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.qemu.legacy.draft import Draft
 from wirt.qemu.legacy.line import Given
@@ -39,8 +40,7 @@ def forget(_draft: Draft, _given: Given) -> Outcome:
     return Outcome("same")
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """``since`` and ``removed_in`` are versions of QEMU (or kvm-NN); empty: still there."""
 
     name: str

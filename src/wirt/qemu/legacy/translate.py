@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import WirtError
 from wirt.qapi.capabilities import Capabilities
@@ -24,8 +26,7 @@ from wirt.spec import toml
 from wirt.spec.machine import Machine
 
 
-@dataclass(frozen=True, slots=True)
-class Translation:
+class Translation(msgspec.Struct, frozen=True):
     """What a line means today.
 
     ``machine`` is None for a line that is refused or only asks something (``query``).
@@ -36,7 +37,7 @@ class Translation:
     notes: tuple[Note, ...]
     machine: Machine | None = None
     process: tuple[str, ...] = ()
-    uplinks: dict[str, QapiObject] = field(default_factory=dict)
+    uplinks: dict[str, QapiObject] = msgspec.field(default_factory=dict)
     query: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

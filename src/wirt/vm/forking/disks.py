@@ -146,11 +146,17 @@ def virtual_size(path: str, image_format: str) -> int:
         return image.virtual_size
 
 
-def make_overlay(target: str, frozen: FrozenDisk, state: StatePaths) -> None:
-    """Make an empty image over a frozen one. Raises ImageError."""
+def make_overlay(
+    target: str, frozen: FrozenDisk, state: StatePaths, *, durable: bool = True
+) -> None:
+    """Make an empty image over a frozen one; not ``durable`` for who ends with its QEMU.
+
+    Raises ImageError.
+    """
     create_overlay(
         target,
         frozen.virtual_size,
         backing=os.path.join(state.root, frozen.file),
         backing_format=frozen.format,
+        durable=durable,
     )

@@ -10,7 +10,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import HostError, MissingDependency, PeerClosed, QemuError, WirtError
 from wirt.host.filehash import sha256_of
@@ -40,15 +42,14 @@ LOAD_SECONDS = 120.0
 _STATE_FD = "state"
 
 
-@dataclass(slots=True)
-class Incoming:
+class Incoming(msgspec.Struct):
     """A QEMU that was begun for a machine, and what it listens on."""
 
     machine: Machine
     argv: list[str]
     starting: Starting
     socket_of: Callable[[str], str]
-    consoles: dict[str, socket.socket] = field(default_factory=dict)
+    consoles: dict[str, socket.socket] = msgspec.field(default_factory=dict)
     launched: Launched | None = None
 
     @property
@@ -130,8 +131,7 @@ def await_migration(qmp: QmpClient, *, timeout: float) -> None:
             raise QemuError(f"QEMU could not save the machine: {info.error_desc or status}")
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
+class Ground(msgspec.Struct, frozen=True):
     """What a machine is started upon: the state's files and the host's means."""
 
     state: StatePaths

@@ -170,7 +170,7 @@ class Birth:
 
     def _fill(self, spec: Machine) -> None:
         paths = self._made.paths
-        lay_disks(self.ground, paths, spec)
+        lay_disks(self.ground, paths, spec, durable=not self.wish.temporary)
         text = toml.dump(spec, explained=not self.wish.temporary)
         write_file(paths.spec, text.encode(), durable=False)
         summary = summarise(paths, spec)
@@ -291,12 +291,12 @@ class Birth:
             self._port = None
 
 
-def lay_disks(ground: Ground, paths: VmPaths, spec: Machine) -> None:
+def lay_disks(ground: Ground, paths: VmPaths, spec: Machine, *, durable: bool = True) -> None:
     """Make the overlays of a new machine; copy UEFI variables and TPM, if it had any yet."""
     for disk in ground.manifest.disks:
         if not disk.shared:
             target = os.path.join(paths.root, spec.disks[disk.index].image)
-            make_overlay(target, disk, ground.state)
+            make_overlay(target, disk, ground.state, durable=durable)
     try:
         if os.path.exists(ground.state.uefi_variables):
             shutil.copyfile(ground.state.uefi_variables, paths.uefi_variables)

@@ -12,6 +12,7 @@ import msgspec
 
 from wirt.errors import HostError, NotFound, Timeout, UsageError, WirtError
 from wirt.host.confine import switch_uid
+from wirt.host.process import with_parent
 from wirt.net import cable, cable_keeper, helper, switch
 from wirt.net.cable import End, LocalEnd, PathEnd, SshEnd
 from wirt.store import wires
@@ -241,11 +242,11 @@ def _has_plug(context: Context, name: str, text: str) -> bool:
 
 
 def switch_plug(context: Context, name: str) -> list[str]:
-    """Return the program that joins its input and output to a switch of ours."""
+    """Return what this process becomes to join its input and output to a switch of ours."""
     record = switches.ensure_switch(context, name)
     paths = wires.find(context.home, "switch", name)
     plug = cable.Plug(switches.sockets_of(paths).control, 0, record.uid)
-    return cable.plug_program(plug, text="wirt switch plug", parent=str(os.getppid()))
+    return with_parent(cable.plug_program(plug, text="wirt switch plug"), os.getppid())
 
 
 def cable_name(a: str, b: str) -> str:

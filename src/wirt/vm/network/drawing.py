@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.net.cable import LocalEnd, parse_end
 from wirt.units import format_size
@@ -89,8 +90,7 @@ def _ends(cable: CableFacts) -> list[str]:
     return [end.switch for end in ends if isinstance(end, LocalEnd)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
+class _Box(msgspec.Struct, frozen=True):
     """A rectangle with lines; wires leave at the middle of its side."""
 
     x: int

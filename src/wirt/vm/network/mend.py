@@ -17,7 +17,7 @@ from wirt.vm.context import Context
 from wirt.vm.network import bridges, cables, nics, switches
 from wirt.vm.network.capture import PLUG
 from wirt.vm.network.cards import wire_id
-from wirt.vm.network.uplinks import plug_text
+from wirt.vm.network.host_end import plug_text
 from wirt.vm.network.users import running_wires
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -40,15 +39,9 @@ from wirt.vm.network.cards import (
     remove_card,
     wire_id,
 )
-from wirt.vm.network.uplinks import (
-    Uplink,
-    make_uplink,
-    open_forwards,
-    plain_wires,
-    plug_text,
-    release,
-    set_rate,
-)
+from wirt.vm.network.host_end import make_uplink, plug_text, release, set_rate
+from wirt.vm.network.uplink import Uplink
+from wirt.vm.network.uplinks import open_forwards, plain_wires
 from wirt.vm.preflight import nic_with_ports
 
 _UNPLUG_SECONDS = 20.0
@@ -77,8 +70,7 @@ def add_nic(context: Context, name: str, nic: Nic) -> str:
         return nic.id
 
 
-@dataclass(frozen=True, slots=True)
-class HeldCard:
+class HeldCard(msgspec.Struct, frozen=True):
     """A card of a machine whose lock is held; ``wire`` is None while the machine is down."""
 
     paths: VmPaths

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+
+from msgspec.structs import asdict
 
 from wirt.cli.image_access import Access, declare
 from wirt.cli.output import print_json

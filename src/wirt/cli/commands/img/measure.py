@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
-from dataclasses import asdict
+
+from msgspec.structs import asdict
 
 from wirt.cli.image_access import Access, add_options, declare, parse_options
 from wirt.cli.output import print_json

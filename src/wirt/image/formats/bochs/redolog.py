@@ -6,7 +6,8 @@ import calendar
 import os
 import struct
 import time
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import Extent, ExtentKind, ImageInfo, OpenOptions, Overlay, Storage

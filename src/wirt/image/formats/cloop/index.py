@@ -6,7 +6,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import Budget, Storage
@@ -24,8 +25,7 @@ _MOST_BLOCK = 16 << 20
 _OFFSET = (1 << 60) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class BlockIndex:
+class BlockIndex(msgspec.Struct, frozen=True):
     version: int
     block_size: int
     size: int

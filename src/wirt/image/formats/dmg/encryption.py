@@ -26,8 +26,9 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from wirt.errors import (
     CorruptImage,
@@ -52,8 +53,7 @@ _RFC_3217_IV = bytes.fromhex("4adda22c79e82105")
 _MOST_ENTRIES, _MOST_ROUNDS, _MOST_WRAPPED = 64, 10_000_000, 256
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True):
     aes: bytes
     hmac: bytes
     block_size: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, OutOfBounds, UnsupportedImage
 from wirt.image.base import Budget, Storage
@@ -15,8 +16,7 @@ _SEARCHED = 1024
 _MAP = struct.Struct(">IIII")
 
 
-@dataclass(frozen=True, slots=True)
-class Trailer:
+class Trailer(msgspec.Struct, frozen=True):
     """Places are (offset, length) in the file."""
 
     data: tuple[int, int]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, ImageAccessDenied, ImageIoError, UnsupportedImage, UsageError
 from wirt.image.base import (
@@ -163,8 +164,7 @@ def _slot(active: bool, offset: int, iterations: int) -> dict[str, object]:
     return {**shown, "iters": iterations} if active else shown
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(msgspec.Struct, frozen=True):
     """One segment, where it is on the disk (``start``) and in the file (``place``)."""
 
     start: int

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage
 from wirt.image.base import BitmapInfo, Storage
@@ -28,8 +29,7 @@ _EXTENSION = struct.Struct(">IIQQ")
 _ENTRY = struct.Struct(">QIIBBHI")
 
 
-@dataclass(slots=True)
-class Bitmap:
+class Bitmap(msgspec.Struct):
     table_offset: int
     table_size: int
     flags: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping as Options
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import UnsupportedImage, UsageError
 from wirt.image.base import Storage
@@ -52,8 +53,7 @@ _WIDTHS = (
 PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 
 
-@dataclass(frozen=True, slots=True)
-class CreateOptions:
+class CreateOptions(msgspec.Struct, frozen=True):
     version: int = 3
     cluster_bits: int = 16
     refcount_order: int = 4

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage
 
@@ -33,8 +34,7 @@ _FEATURES = (
 _ORDER = (BITMAPS, CRYPTO, BACKING_FORMAT, DATA_FILE_NAME)
 
 
-@dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(msgspec.Struct, frozen=True):
     kind: int
     data: bytes
 

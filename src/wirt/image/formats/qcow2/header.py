@@ -18,7 +18,8 @@ snapshot table, size) lies in the first 512 bytes, which a disk writes whole or 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import CorruptImage, NotThisFormat, UnsupportedImage
 from wirt.image.base import Storage
@@ -60,8 +61,7 @@ _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 
 
-@dataclass(slots=True)
-class Header:
+class Header(msgspec.Struct):
     version: int
     cluster_bits: int
     size: int
@@ -82,7 +82,7 @@ class Header:
     """Header bytes past the known fields, kept as they are."""
     backing_name: str | None = None
     backing_offset: int = 0
-    extensions: list[Extension] = field(default_factory=list)
+    extensions: list[Extension] = msgspec.field(default_factory=list)
 
     @property
     def cluster_size(self) -> int:

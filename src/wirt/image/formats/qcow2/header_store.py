@@ -9,7 +9,8 @@ which is mere decoration, is left out in between.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import UnsupportedImage
 from wirt.image.base import Storage

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, OutOfBounds
 from wirt.image.base import SnapshotInfo, Storage
@@ -25,8 +26,7 @@ _MAX_TABLE = 64 << 20
 _NO_ICOUNT = (1 << 64) - 1
 
 
-@dataclass(slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct):
     l1_offset: int
     l1_size: int
     id: str

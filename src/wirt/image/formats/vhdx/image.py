@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, ImageAccessDenied, OutOfBounds, UnsupportedImage
 from wirt.image.base import Extent, ExtentKind, Image, ImageInfo, OpenOptions, Storage
@@ -113,7 +114,7 @@ class VhdxImage(ResizableTable, OverlayTable):
 
     def _write_header(self, **changes: bytes) -> None:
         """Write the header that is not current with the next number: it becomes current."""
-        header = replace(self.header, sequence=self.header.sequence + 1, **changes)  # type: ignore[arg-type]  # all three are bytes
+        header = replace(self.header, sequence=self.header.sequence + 1, **changes)
         self._slot ^= 1
         self.storage.pwrite(HEADER_OFFSETS[self._slot], header.pack())
         self.storage.flush()

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import CorruptImage, ImageIoError
 from wirt.image.base import Budget, Storage
@@ -30,8 +31,7 @@ _PAGE = 4096
 _ENTRY = struct.Struct("<4sIIIQII16sQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(msgspec.Struct, frozen=True):
     """``data`` belongs at ``offset``; None stands for ``length`` zeros."""
 
     offset: int
@@ -39,8 +39,7 @@ class Patch:
     data: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     sequence: int
     tail: int
     data: bytes
@@ -49,9 +48,8 @@ class Entry:
     flushed_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    patches: list[Patch] = field(default_factory=list)
+class Replay(msgspec.Struct, frozen=True):
+    patches: list[Patch] = msgspec.field(default_factory=list)
     size: int = 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import CorruptImage, NotThisFormat, UnsupportedImage
 from wirt.image.base import Budget, Storage
@@ -39,8 +40,7 @@ _KNOWN_ITEMS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     sequence: int
     file_id: bytes
     data_id: bytes
@@ -113,8 +113,7 @@ def pack_regions(bat: tuple[int, int], metadata: tuple[int, int]) -> bytes:
     return bytes(data)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """A metadata item's place in the file."""
 
     offset: int
@@ -122,8 +121,7 @@ class Item:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
+class Metadata(msgspec.Struct, frozen=True):
     virtual_size: int
     block_size: int
     sector_size: int = 512
@@ -131,8 +129,8 @@ class Metadata:
     fixed: bool = False
     disk_id: bytes = bytes(16)
     physical_sector_size: int = 4096
-    locator: dict[str, str] = field(default_factory=dict)
-    items: dict[bytes, Item] = field(default_factory=dict)
+    locator: dict[str, str] = msgspec.field(default_factory=dict)
+    items: dict[bytes, Item] = msgspec.field(default_factory=dict)
     """Where each item of the file lies, those that are not known here too."""
 
     @classmethod

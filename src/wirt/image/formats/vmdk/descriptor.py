@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, NotThisFormat
 
@@ -16,8 +17,7 @@ _EXTENT = re.compile(
 _SETTING = re.compile(r'([A-Za-z][\w.]*)\s*=\s*"?([^"]*)"?')
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentLine:
+class ExtentLine(msgspec.Struct, frozen=True):
     access: str
     sectors: int
     kind: str
@@ -32,8 +32,7 @@ class ExtentLine:
         return f'{self.access} {self.sectors} {self.kind} "{self.file}"{place}'
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(msgspec.Struct, frozen=True):
     settings: dict[str, str]
     extents: tuple[ExtentLine, ...]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, ImageError, UnsupportedImage, UsageError
 from wirt.image.base import Storage

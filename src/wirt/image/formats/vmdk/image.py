@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import (
     CorruptImage,
@@ -32,8 +34,7 @@ _SPARSE = {"SPARSE", "VMFSSPARSE"}
 _FLAT = {"FLAT", "VMFS"}
 
 
-@dataclass(slots=True)
-class Part:
+class Part(msgspec.Struct):
     """One extent of the disk: flat (a storage), sparse, or zeros."""
 
     start: int

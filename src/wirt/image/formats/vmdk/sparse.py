@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import Budget, Extent, ExtentKind, Storage
@@ -23,8 +25,7 @@ COWD_TABLE = 4096
 _CACHED_TABLES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class SparseHeader:
+class SparseHeader(msgspec.Struct, frozen=True):
     flags: int
     capacity: int
     grain: int

@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import UnsupportedImage
 from wirt.image.base import CompressedWriter, Extent, ExtentKind, ImageInfo, Storage, WritableImage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, OutOfBounds, UnsupportedImage
 from wirt.image.base import ImageInfo, Storage

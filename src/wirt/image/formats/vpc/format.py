@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import ImageError, NotThisFormat, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.base import Format, Image, OpenOptions, Storage

@@ -6,7 +6,8 @@ import os
 import struct
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from wirt.errors import CorruptImage, ImageAccessDenied, OutOfBounds, UnsupportedImage
 from wirt.image.base import Extent, ExtentKind, Image, ImageInfo, OpenOptions, Storage

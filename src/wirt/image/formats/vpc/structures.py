@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage
 from wirt.image.base import Storage
@@ -54,8 +55,7 @@ def fitting_geometry(sectors: int) -> int:
     return cylinders * heads * per_track
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
+class Footer(msgspec.Struct, frozen=True):
     kind: int
     size: int
     header_offset: int
@@ -100,8 +100,7 @@ def find_footer(storage: Storage) -> tuple[Footer | None, bool]:
     return Footer.parse(storage.pread(0, SECTOR)), False
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     table_offset: int
     entries: int
     block_size: int

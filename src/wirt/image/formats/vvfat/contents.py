@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage
 from wirt.image.base import Image
@@ -15,8 +16,7 @@ from wirt.image.formats.vvfat.tree import MOST_FILES
 _DEEPEST = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A file or directory of the guest's; ``runs`` are (offset on the disk, length)."""
 
     path: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import ImageAccessDenied, ImageIoError, UnsupportedImage, UsageError
 from wirt.image.base import Image, NamedFormat, OpenOptions, Storage
@@ -14,8 +15,7 @@ from wirt.image.formats.vvfat.tree import scan
 _DEFAULT_LABEL = "WIRT VVFAT"
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(msgspec.Struct, frozen=True):
     """What ``fat:floppy:rw:DIRECTORY`` asks for."""
 
     directory: str

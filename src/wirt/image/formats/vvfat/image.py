@@ -132,7 +132,8 @@ class VvfatImage(MappedImage, WritableImage):
     def _open(self, node: Node) -> FileStorage:
         path = os.path.join(self.tree.directory, node.path)
         file = FileStorage(path, follow_link=False)
-        if os.fstat(file.fileno() or 0).st_mtime != node.modified:
+        info = os.fstat(file.fileno() or 0)
+        if (info.st_mtime, info.st_size) != (node.modified, node.size):
             file.close()
             raise ImageIoError(
                 "the file changed while it was shown", path=path, hint="open the directory anew"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.fat.directory import (
@@ -44,8 +45,7 @@ _LARGEST_16 = (2 << 30) // SECTOR
 _PARTITION_TYPE = {12: 0x01, 16: 0x06, 32: 0x0C}
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """Bytes of the disk: given here, or those of a file of the host."""
 
     offset: int
@@ -54,8 +54,7 @@ class Piece:
     node: Node | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """The whole disk; between the pieces there are zeros."""
 
     volume: Volume

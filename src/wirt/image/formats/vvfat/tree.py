@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from wirt.errors import ImageError, OutOfBounds, UnsupportedImage, UsageError
 from wirt.image.fat.directory import LARGEST_FILE, check_name
@@ -14,8 +15,7 @@ from wirt.image.storage.file import image_error
 MOST_FILES = 200_000
 
 
-@dataclass(slots=True)
-class Node:
+class Node(msgspec.Struct):
     """A file or directory; ``path`` is relative to the top, whose own is empty."""
 
     path: str
@@ -23,7 +23,7 @@ class Node:
     size: int
     modified: float
     read_only: bool = False
-    children: list[Node] = field(default_factory=list)
+    children: list[Node] = msgspec.field(default_factory=list)
     first: int = 0
     """First cluster; 0 for none."""
     count: int = 0
@@ -42,8 +42,7 @@ class Node:
             waiting.extend(reversed(node.children))
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(msgspec.Struct, frozen=True):
     """The top directory and the names that have no place on FAT."""
 
     directory: str

@@ -13,7 +13,8 @@ import os
 import secrets
 import shutil
 import stat
-from dataclasses import dataclass
+
+import msgspec
 
 from wirt.errors import CorruptImage, ImageError, UnsupportedImage
 from wirt.image.exchange import exchange
@@ -26,8 +27,7 @@ from wirt.image.storage.file import image_error
 _COPY = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(msgspec.Struct, frozen=True):
     """What the guest did, as paths relative to the directory."""
 
     added: tuple[str, ...]
