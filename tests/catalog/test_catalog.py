@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
 
+from wirt.catalog import catalog as module
 from wirt.catalog.catalog import Catalog
 from wirt.catalog.image import GuestImage, Kind, check_name
 from wirt.errors import Busy, CorruptImage, NotFound, UsageError
@@ -110,6 +113,30 @@ def test_what_a_killed_build_left_is_swept_and_a_living_one_is_not(catalog):
     kinds = {name.partition("-")[0] for name in catalog.sweep()}
     assert kinds == {".new", ".making"}
     assert list(catalog.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_draft_that_is_swept_before_it_is_locked_is_made_again(catalog, monkeypatch, meanwhile):
+    """Another build sweeps in the moment between the lock's file and the lock."""
+    lock, remove, removed, claimed = fcntl.flock, module.remove_tree, [], threading.Event()
+    sweeper = threading.Thread(target=lambda: removed.extend(catalog.sweep()))
+
+    def removing(path):
+        claimed.set()
+        remove(path)
+
+    def locking(fd, how):
+        if how == fcntl.LOCK_EX and not claimed.is_set():
+            sweeper.start()
+            claimed.wait(60) if meanwhile else sweeper.join(60)
+        return lock(fd, how)
+
+    monkeypatch.setattr(module, "remove_tree", removing)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    image = put(catalog)
+    sweeper.join(60)
+    assert catalog.images() == [image]
+    assert len(removed) == 1
 
 
 def _build_once(root, results, waited):

@@ -131,19 +131,27 @@ class Catalog:
     def draft(self) -> Iterator[Draft]:
         """Yield a directory to make an image in; what is not published is removed."""
         self._make_root()
-        directory = self.root / f".new-{os.urandom(8).hex()}"
+        directory, fd = self._new_directory()
         try:
-            directory.mkdir(0o700)
-            fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise host_error(error, os.fspath(directory)) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             yield Draft(directory)
         finally:
             if directory.exists():
                 remove_tree(directory)
             os.close(fd)
+
+    def _new_directory(self) -> tuple[Path, int]:
+        """Return a directory that no sweep takes for garbage, and its lock."""
+        while True:
+            directory = self.root / f".new-{os.urandom(8).hex()}"
+            try:
+                directory.mkdir(0o700)
+                fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise host_error(error, os.fspath(directory)) from error
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _same_file(directory / _LOCK, fd):
+                return directory, fd
+            os.close(fd)  # swept before it was locked
 
     def publish(self, draft: Draft, record: GuestImage) -> StoredImage:
         """Turn ``draft`` into the image that ``record`` describes, durably.
@@ -171,9 +179,10 @@ class Catalog:
         """Remove what killed commands left; return the names of what was removed."""
         removed = []
         for path in sorted(self.root.glob(".*")) if self.root.is_dir() else []:
-            if _is_garbage(path):
-                remove_tree(path)
-                removed.append(path.name)
+            with _claimed(path) as is_garbage:
+                if is_garbage:
+                    remove_tree(path)
+                    removed.append(path.name)
         return removed
 
     def _make_root(self) -> None:
@@ -288,31 +297,34 @@ def _same_file(path: Path, fd: int) -> bool:
         return False
 
 
-def _is_garbage(path: Path) -> bool:
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Yield whether ``path`` is garbage; then nobody else takes its lock during the block."""
     kind = path.name[1:].partition("-")[0]
-    if kind == "new":
-        return _is_free(path / _LOCK)
-    if kind == "making":
-        return _is_free(path)
-    return kind == "old" or (kind == "part" and _age(path, time.time()) > _PART_LIFE)
-
-
-def _is_free(lock: Path) -> bool:
-    """Whether nobody holds ``lock``; a draft that has none yet is given a moment's benefit."""
+    lock = {"new": path / _LOCK, "making": path}.get(kind)
+    if lock is None:
+        yield kind == "old" or (kind == "part" and _age(path, time.time()) > _PART_LIFE)
+        return
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return _age(lock.parent, time.time()) > 60
+        yield _age(lock.parent, time.time()) > 60  # a draft that has none yet
+        return
     except OSError:
-        return False
+        yield False
+        return
+    try:
+        yield _take(fd)
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    else:
-        return True
-    finally:
-        os.close(fd)
+    return True
 
 
 def _age(path: Path, now: float) -> float:
