@@ -7,7 +7,6 @@ and MiB of memory at most.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from typing import Any
@@ -19,6 +18,7 @@ from wirt.image.convert import ConvertSettings, convert
 from wirt.image.extents import chain_extents
 from wirt.image.open import open_image
 from wirt.image.rebase import rebase
+from wirt.image.registry import FORMATS
 
 
 def _convert(source: str, target: str, name: str, settings: str, from_: str = "") -> None:
@@ -53,9 +53,11 @@ def _check(path: str) -> None:
             raise SystemExit("the image is corrupt")
 
 
-def _import_numpy() -> None:
-    """What a large check imports is start-up too."""
-    import numpy as np  # noqa: F401 - only its import counts
+def _import(name: str) -> None:
+    """What probing and a large check import is start-up too."""
+    list(FORMATS)
+    if name in {"check", "map"}:
+        import numpy as np  # noqa: F401 - only its import counts
 
 
 OPERATIONS = {
@@ -70,12 +72,10 @@ OPERATIONS = {
 
 def main() -> None:
     name, *arguments = sys.argv[1:]
-    if name in {"check", "map"}:
-        _import_numpy()
-    before, started = os.times(), time.perf_counter()
+    _import(name)
+    cpu, started = time.process_time(), time.perf_counter()
     OPERATIONS[name](*arguments)  # type: ignore[operator]  # each takes its own arguments
-    wall, after = time.perf_counter() - started, os.times()
-    cpu = after.user + after.system - before.user - before.system
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     print(json.dumps({"wall": wall, "cpu": cpu, "peak": _peak()}))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+_MEASURABLE = 0.001  # seconds of CPU: a ratio to less says nothing
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: medians of the ratios ours / peer, and what was aimed at."""
+    """One comparison: medians of the ratios ours / peer, and what was aimed at.
+
+    No ratio of CPU times where that of the peer is too small to be measured.
+    """
 
     what: str
     peer: str
@@ -36,14 +42,17 @@ class Row:
 
 def run(argv: Sequence[str], env: dict[str, str] | None = None) -> Sample:
     """Measure one run of a program that must succeed."""
-    before, start = os.times(), time.perf_counter()
+    before, start = _cpu_of_children(), time.perf_counter()
     subprocess.run(
         argv, env={**os.environ, **(env or {})}, check=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wall, after = time.perf_counter() - start, os.times()
-    cpu = after.children_user + after.children_system
-    return Sample(wall, cpu - before.children_user - before.children_system)
+    return Sample(time.perf_counter() - start, _cpu_of_children() - before)
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def compare(
@@ -59,7 +68,7 @@ def compare(
 ) -> Row:
     """Measure both in turn, after ``warm_up`` rounds that are thrown away."""
     pairs = [(ours(), peer()) for _ in range(rounds + warm_up)][warm_up:]
-    cpu = [one.cpu / other.cpu for one, other in pairs if other.cpu]
+    cpu = [one.cpu / other.cpu for one, other in pairs if other.cpu >= _MEASURABLE]
     return Row(
         what=what,
         peer=peer_name,

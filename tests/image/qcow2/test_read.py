@@ -1,13 +1,24 @@
 """Reading what QEMU wrote: named allocation shapes across features."""
 
 import random
+from array import array
 
 import pytest
 
 from tests.image.qcow2.support import Memory, open_image, qemu_img, qemu_io
 from wirt.errors import CorruptImage, NotThisFormat, OutOfBounds, UnsupportedImage
 from wirt.image.base import ExtentKind, OpenOptions
-from wirt.image.formats.qcow2 import FORMAT
+from wirt.image.formats.qcow2 import FORMAT, mapping
+from wirt.image.formats.qcow2.l2 import (
+    COMPRESSED,
+    COPIED,
+    OFFSET,
+    PACKED,
+    WITH_HOST,
+    ZERO,
+    Table,
+)
+from wirt.image.formats.qcow2.vector import table_runs
 
 SIZE = 4 << 20
 STEP = 256 << 10
@@ -91,8 +102,22 @@ def test_extents_tell_data_zero_and_hole_with_their_place(tmp_path):
         assert image.storage.pread(extents[0].storage_offset, 4) == b"\1\1\1\1"
 
 
+def _merged(runs):
+    """Join what goes on in state and place, as readers do."""
+    merged = []
+    for run in runs:
+        last = merged[-1] if merged else None
+        placed = run.kind in WITH_HOST
+        joins = last and last.kind == run.kind and run.kind != PACKED
+        if joins and (not placed or last.host + last.length == run.host):
+            merged[-1] = last._replace(length=last.length + run.length)
+        else:
+            merged.append(run)
+    return merged
+
+
 @pytest.mark.needs_qemu_img
-def test_the_vectorised_extents_equal_the_plain_ones(tmp_path):
+def test_the_vectorised_extents_equal_the_plain_ones(tmp_path, monkeypatch):
     path = tmp_path / "a.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "32M")
     rng = random.Random(1)
@@ -100,18 +125,42 @@ def test_the_vectorised_extents_equal_the_plain_ones(tmp_path):
     qemu_io(path, *(f"write -P 3 {start} {rng.randrange(1, 20) * 512}" for start in starts))
     qemu_io(path, "write -z 1M 64k", "write -z -u 3M 1000k")
     with open_image(path) as image:
-        whole = list(image._mapping.runs(0, 32 << 20))
+        plain = list(image._mapping.runs(0, 32 << 20))
         parts = [r for at in range(0, 32 << 20, 1 << 20) for r in image._mapping.runs(at, 1 << 20)]
         assert image.pread(0, 1 << 20)
-    merged = []
-    for run in parts:
-        last = merged[-1] if merged else None
-        placed = run.kind in {2, 3}
-        if last and last.kind == run.kind and (not placed or last.host + last.length == run.host):
-            merged[-1] = last._replace(length=last.length + run.length)
+        monkeypatch.setattr(mapping, "_VECTOR_CLUSTERS", 0)
+        whole = list(image._mapping.runs(0, 32 << 20))
+    assert whole == _merged(parts) == plain
+
+
+def _entries(rng, count):
+    """Return L2 entries in rows of every kind, some broken, some at the end of all offsets."""
+    kinds = (0, COPIED, COPIED, ZERO, COPIED | ZERO, COMPRESSED)
+    words = []
+    while len(words) < count:
+        flags, length = rng.choice(kinds), rng.choice((1, 2, 7, 8, 9, 31, 600))
+        host = rng.choice((0, 1, 5000, (1 << 40) - rng.randrange(9))) << 16
+        if host:
+            row = [flags | host + (at << 16) & OFFSET for at in range(length)]
         else:
-            merged.append(run)
-    assert whole == merged
+            row = [flags & (ZERO | COMPRESSED)] * length
+        if rng.random() < 0.3:
+            row[rng.randrange(length)] ^= rng.choice((COPIED, ZERO, 1 << 16))
+        words += row
+    return array("Q", words[:count])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clusters_in_a_row_are_found_as_numpy_finds_them(seed):
+    rng = random.Random(seed)
+    image = FORMAT.open(_image(), OpenOptions())
+    size = 1 << 16
+    words = _entries(rng, 8192)
+    table = Table(0, words, fresh=False)
+    for _ in range(20):
+        start, stop = sorted(rng.randrange(8192 * size) for _ in range(2))
+        found = list(image._mapping._cluster_runs(table, start, stop))
+        assert _merged(found) == list(table_runs(words, image.header, start, stop))
 
 
 def _image(**patches: tuple[int, bytes]) -> Memory:

@@ -29,6 +29,7 @@ from wirt.image.formats.qcow2.words import read_words
 _CACHE_BYTES = 8 << 20
 _VECTOR_CLUSTERS = 1 << 19
 _ROW = 4096
+_AT_FIRST = 8  # a reader asks for so many clusters most of the time
 _WHOLE = frozenset((0, ALL_ALLOCATED, ALL_ZERO))
 
 
@@ -160,28 +161,7 @@ class Mapping:
             from wirt.image.formats.qcow2.vector import table_runs
 
             return table_runs(table.words, self._header, start, stop)
-        whole = self._whole_run(table, start, stop)
-        return self._cluster_runs(table, start, stop) if whole is None else iter((whole,))
-
-    def _whole_run(self, table: Table, start: int, stop: int) -> Run | None:
-        """Return the range as one run if its clusters lie in a row, as most do; else None.
-
-        One comparison tells, where looking at each cluster would cost more than its bytes.
-        """
-        size, bits = self._header.cluster_size, self._header.cluster_bits
-        first = start >> bits & self.per_table - 1
-        count = ((stop - 1) >> bits) - (start >> bits) + 1
-        entry = table.words[first]
-        host = entry & OFFSET
-        if not host or host & size - 1 or entry & (COMPRESSED | ZERO):
-            return None
-        if host + count * size > OFFSET:
-            return None
-        if table.words[first : first + count] != array(
-            "Q", range(entry, entry + count * size, size)
-        ):
-            return None
-        return Run(start, stop - start, NORMAL, host + (start & size - 1))
+        return self._cluster_runs(table, start, stop)
 
     def _cluster_runs(self, table: Table, start: int, stop: int) -> Iterator[Run]:
         header = self._header
@@ -190,18 +170,21 @@ class Mapping:
         words = table.words
         offset = start
         while offset < stop:
-            entry = words[offset >> bits & self.per_table - 1]
+            index = offset >> bits & self.per_table - 1
+            entry = words[index]
             inside = offset & size - 1
-            length = min(size - inside, stop - offset)
+            most = (stop - 1 >> bits) - (offset >> bits) + 1
             if entry == 0:
-                kind, host = UNALLOCATED, 0
+                kind, host, count = UNALLOCATED, 0, _in_a_row(words, index, most, 0)
             elif entry & COMPRESSED:
-                kind, host = PACKED, entry
+                kind, host, count = PACKED, entry, 1
             else:
                 kind, host = classify(entry, version2=version2, data_file=data_file)
                 if host & size - 1:
                     raise CorruptImage("a cluster is not aligned", offset=host)
+                count = _in_a_row(words, index, most, size if kind in WITH_HOST else 0)
                 host += inside if kind in WITH_HOST else 0
+            length = min(count * size - inside, stop - offset)
             yield Run(offset, length, kind, host)
             offset += length
 
@@ -236,6 +219,28 @@ class Mapping:
 
     def _has_host(self, entry: int) -> bool:
         return bool(entry & OFFSET) or (self._header.has_data_file and bool(entry & COPIED))
+
+
+def _in_a_row(words: array[int], first: int, most: int, step: int) -> int:
+    """Return how many entries from ``first`` on go up by ``step``; a few less after a break.
+
+    Most clusters lie in a row: comparing many entries at once, and ever more of them, costs
+    less than looking at each would, which costs more than copying its bytes.
+    """
+    entry = words[first]
+    if step:
+        most = min(most, (OFFSET - (entry & OFFSET)) // step + 1)
+    count, ahead, more = 1, _AT_FIRST, True
+    while ahead and count < most:
+        ahead = min(ahead, most - count)
+        start = entry + count * step
+        row = array("Q", range(start, start + ahead * step, step) if step else [entry] * ahead)
+        if words[first + count : first + count + ahead] == row:
+            count += ahead
+        else:
+            more = False
+        ahead = ahead * 2 if more else ahead // 2
+    return count
 
 
 def classify(entry: int, *, version2: bool, data_file: bool) -> tuple[int, int]:
