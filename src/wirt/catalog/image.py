@@ -12,9 +12,10 @@ from wirt.errors import CorruptImage, UsageError
 from wirt.typed_json import decode
 
 RECORD_VERSION = 1
-# What an emulated processor gains nothing by: mitigations of hardware's faults, and clearing
-# memory that the host gave zeroed. To be appended to a command line under TCG only.
-TCG_ARGUMENTS = "mitigations=off init_on_alloc=0"
+# What an emulated processor gains nothing by: mitigations of hardware's faults, clearing memory
+# that the host gave zeroed, and measuring at every switch of tasks what it is slow by (PSI). To be
+# appended to a command line under TCG only.
+TCG_ARGUMENTS = "mitigations=off init_on_alloc=0 psi=0"
 # To look every two seconds at drives whose medium can change, as distributions let udev set it:
 # a guest that does not look keeps a disc that somebody wants back.
 REMOVABLE_ARGUMENTS = "block.events_dfl_poll_msecs=2000"
