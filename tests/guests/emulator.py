@@ -24,7 +24,7 @@ _DISKS = {
 
 
 def kernel_arguments(image: StoredImage, *more: str) -> list[str]:
-    line = " ".join([image.record.command_line, TCG_ARGUMENTS, *more])
+    line = " ".join([TCG_ARGUMENTS, image.record.command_line, *more])
     return ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", line]
 
 

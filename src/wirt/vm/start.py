@@ -248,17 +248,18 @@ def _record_failure(paths: VmPaths, record: Record, error: BaseException) -> Non
 def for_our_kernel(machine: Machine, record: Record, accelerator: str) -> Machine:
     """Tell the kernel of an image of ours what this machine is.
 
-    It need not guard a CPU that is emulated, and must look at drives that have a tray.
+    It need not guard a CPU that is emulated, and must look at drives that have a tray; unless
+    the machine's own line, which comes last, says otherwise.
     """
     boot = machine.boot
     if not record.image_id or not boot.cmdline:
         return machine
-    words = [boot.cmdline]
+    words = []
     if accelerator == "tcg":
         words.append(TCG_ARGUMENTS)
     if any(is_removable(disk) for disk in machine.disks):
         words.append(REMOVABLE_ARGUMENTS)
-    boot = msgspec.structs.replace(boot, cmdline=" ".join(words))
+    boot = msgspec.structs.replace(boot, cmdline=" ".join([*words, boot.cmdline]))
     return msgspec.structs.replace(machine, boot=boot)
 
 
