@@ -13,8 +13,8 @@ from wirt.typed_json import decode
 
 RECORD_VERSION = 1
 # What an emulated processor gains nothing by: mitigations of hardware's faults, clearing memory
-# that the host gave zeroed, and measuring at every switch of tasks what it is slow by (PSI). To come
-# before a command line, under TCG only.
+# that the host gave zeroed, and measuring at every switch of tasks what it is slow by (PSI). To
+# come before a command line, under TCG only.
 TCG_ARGUMENTS = "mitigations=off init_on_alloc=0 psi=0"
 # To look every two seconds at drives whose medium can change, as distributions let udev set it:
 # a guest that does not look keeps a disc that somebody wants back.
