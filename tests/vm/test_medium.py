@@ -119,9 +119,9 @@ def test_the_kernel_of_an_image_of_ours_looks_at_drives():
     plain = Machine(name="a", boot=Boot(cmdline="root=/dev/vda"), disks=(Disk(image="a"),))
     drive = Disk(media="cdrom", bus="sata")
     with_drive = msgspec.structs.replace(plain, disks=(*plain.disks, drive))
-    for machine, words in ((plain, ""), (with_drive, " block.events_dfl_poll_msecs=2000")):
+    for machine, words in ((plain, ""), (with_drive, "block.events_dfl_poll_msecs=2000 ")):
         ours = for_our_kernel(machine, Record(image_id="one"), "kvm")
-        assert ours.boot.cmdline == f"root=/dev/vda{words}"
+        assert ours.boot.cmdline == f"{words}root=/dev/vda"
     assert for_our_kernel(with_drive, Record(), "kvm") == with_drive
 
 

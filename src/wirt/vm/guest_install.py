@@ -6,6 +6,7 @@ version's. The guest needs perl; with systemd the helper also starts with it.
 
 from __future__ import annotations
 
+import time
 from importlib.resources import files
 
 from wirt.errors import GuestError, Timeout
@@ -17,6 +18,7 @@ from wirt.vm.execute import Order, execute
 from wirt.vm.wait import wait_for_guest
 
 _SECONDS = 300.0
+_POLL_SECONDS = 0.5
 _PROGRAM = """\
 set -e
 command -v perl >/dev/null || { echo "the guest has no perl" >&2; exit 1; }
@@ -53,8 +55,11 @@ def install_helper(context: Context, name: str) -> str:
         )
     _feed(context, name, _PROGRAM, "wirt-guest")
     note = _feed(context, name, _SERVICE, "wirt-guest.service")
-    if wait_for_guest(context, name, timeout=_SECONDS) != "helper":
-        raise Timeout(f"the helper was installed in {name}, and does not answer")
+    deadline = time.monotonic() + _SECONDS
+    while wait_for_guest(context, name, timeout=_SECONDS) != "helper":  # the agent was there before
+        if time.monotonic() > deadline:
+            raise Timeout(f"the helper was installed in {name}, and does not answer")
+        time.sleep(_POLL_SECONDS)
     return note
 
 

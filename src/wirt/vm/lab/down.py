@@ -6,14 +6,13 @@ A fork of a lab whose command was killed before it was whole goes with the next 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from wirt.errors import NotFound, WirtError
 from wirt.store import wires
 from wirt.store.layout import NetworkPaths
-from wirt.store.locks import try_lock
+from wirt.store.locks import command_lock
 from wirt.store.wires import LabRecord
 from wirt.vm.context import Context
 from wirt.vm.network.bridges import remove_bridge
@@ -23,6 +22,7 @@ from wirt.vm.network.switches import remove_switch
 from wirt.vm.remove import remove
 
 _AT_ONCE = 8
+_AWAY_SECONDS = 10.0
 
 
 def bring_down(context: Context, name: str) -> LabRecord:
@@ -69,15 +69,11 @@ def _is_half_made(paths: NetworkPaths) -> bool:
 
 
 def _remove_half_made(context: Context, paths: NetworkPaths) -> None:
-    lock = try_lock(paths.lock)
-    if lock is None:
-        return
-    try:
+    # A program that the killed maker was just starting may have its lock for a moment.
+    with command_lock(paths.lock, timeout=_AWAY_SECONDS):
         if _is_half_made(paths):
             context.say(f"{paths.name}, whose fork was interrupted, is taken down")
             take_down(context, paths)
-    finally:
-        os.close(lock)
 
 
 def _attempt(act: Callable[[str], None]) -> Callable[[str], WirtError | None]:
