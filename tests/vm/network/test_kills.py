@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
+from tests.vm.test_fork_faults import kill_at
 from wirt.errors import AlreadyExists
 from wirt.store import wires
 from wirt.store.wires import Shape
@@ -29,12 +26,8 @@ BEGUN = "helper-begun"
 
 
 def killed_at(context, point: str, *words: str) -> None:
-    env = {**os.environ, "WIRT_HOME": context.home.root, "WIRT_FAILPOINT": point}
-    done = subprocess.run(
-        [sys.executable, "-m", "wirt", *words],
-        env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == -9, (point, words, done.stderr)
+    code, said = kill_at(context, point, *words)
+    assert code == -9, (point, words, said)
 
 
 def test_a_switch_whose_making_was_killed_is_there_by_its_name(net):

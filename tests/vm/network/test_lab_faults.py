@@ -6,11 +6,10 @@ The machines have no guest: their firmware runs, which is enough to be frozen.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 
+from tests.vm.test_fork_faults import kill_at
 from wirt.host.holders import processes_with
 from wirt.store import states, wires
 from wirt.store.machines import machine_names
@@ -71,12 +70,7 @@ def lab(net):
 
 def fork_killed_at(context, point):
     """Run ``wirt lab fork`` that is killed, or kills, at a point."""
-    env = {**os.environ, "WIRT_HOME": context.home.root, "WIRT_FAILPOINT": point}
-    done = subprocess.run(
-        [sys.executable, "-m", "wirt", "lab", "fork", "shop", "trial"],
-        env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stderr.decode()
+    return kill_at(context, point, "lab", "fork", "shop", "trial")
 
 
 def require_only_shop(context, running=tuple(NAMES)):
