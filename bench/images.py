@@ -170,12 +170,12 @@ def _conversions(root: Path, source: Path) -> Iterator[Row]:
     target = root / "target"
     zstd = {"compressed": True, "options": {"compression_type": "zstd"}}
     packed = ("-c", "-o", "compression_type=zstd")
-    yield _overwritten("raw to raw", source, source, target, "raw", "CPU <= 1")
-    yield _overwritten("raw to qcow2", source, source, target, "qcow2", "CPU <= 1")
+    yield _overwritten("raw to raw", source, source, target, "raw", "wall <= 1")
+    yield _overwritten("raw to qcow2", source, source, target, "qcow2", "wall <= 1")
     yield _converted("raw to qcow2", source, target, "qcow2", {}, target_ratio="reported")
     plain = root / "plain.qcow2"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", source, plain], check=True)
-    yield _overwritten("qcow2 to raw", plain, source, target, "raw", "CPU <= 1")
+    yield _overwritten("qcow2 to raw", plain, source, target, "raw", "wall <= 1")
     plain.unlink()
     yield _converted(
         "to zlib", source, target, "qcow2", {"compressed": True}, "-c",

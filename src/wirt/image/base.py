@@ -136,6 +136,9 @@ class Storage(ABC):
     @abstractmethod
     def truncate(self, size: int) -> None: ...
 
+    def begin_flush(self) -> None:  # noqa: B027 - a storage need not have a way
+        """Start to put on the disk what was written, without waiting; ``flush`` waits less then."""
+
     @abstractmethod
     def flush(self) -> None:
         """Return when all that was written survives a power cut."""

@@ -82,11 +82,12 @@ def _jobs(first: Image, second: Image, *, strict: bool) -> Iterator[Job]:
             return
         if same_place(one, other) or (reads_zero(one) and reads_zero(other)):
             continue
-        heavy = any(side is not None and side.compressed for side in (one, other))
+        packed = any(side is not None and side.compressed for side in (one, other))
         here = None if reads_zero(one) else first
         there = None if reads_zero(other) else second
         for at, stop in cut(offset, end, _CHUNK):
-            yield Job(stop, partial(first_difference, here, there, at, stop), _stop, heavy=heavy)
+            look = partial(first_difference, here, there, at, stop)
+            yield Job(stop, look, _stop, weight=int(packed))
 
 
 def side_by_side(

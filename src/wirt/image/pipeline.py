@@ -15,23 +15,31 @@ class Job(NamedTuple):
     """How far the work is when this piece is done."""
     prepare: Callable[[], Any]
     finish: Callable[[Any], None]
-    heavy: bool = False
-    """Worth a thread."""
+    weight: int = 0
+    """How much memory it holds until it is finished; 0 is not worth a thread."""
 
 
 def finished(jobs: Iterator[Job], workers: int) -> Iterator[int]:
-    """Do the jobs in order, heavy ones at most two per worker ahead; yield each job's end."""
+    """Do the jobs in order; yield each job's end.
+
+    Threads prepare what has weight: a weight of two per worker ahead, or two jobs if that is
+    more.
+    """
     pool = ThreadPoolExecutor(max(1, workers), "image")
     waiting: deque[tuple[Job, Future[Any] | None]] = deque()
     try:
         for job in jobs:
-            waiting.append((job, pool.submit(job.prepare) if job.heavy else None))
-            while waiting and (len(waiting) > 2 * workers or waiting[0][1] is None):
+            waiting.append((job, pool.submit(job.prepare) if job.weight else None))
+            while waiting and (waiting[0][1] is None or _is_enough(waiting, workers)):
                 yield _finish(*waiting.popleft())
         while waiting:
             yield _finish(*waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_enough(waiting: deque[tuple[Job, Future[Any] | None]], workers: int) -> bool:
+    return len(waiting) > 2 and sum(job.weight for job, _ in waiting) > 2 * workers
 
 
 def _finish(job: Job, prepared: Future[Any] | None) -> int:

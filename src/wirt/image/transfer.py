@@ -1,17 +1,21 @@
 """Copying a guest disk from one open image to another, in order and in bounded memory.
 
 Three ways, chosen span by span: the kernel copies what lies verbatim in a file where that
-shares blocks (``copy_file_range``); what is compressed, or is to be, goes through worker
-threads, a bounded number of chunks at a time; all else is read, searched for zeros and
-written. Everything is written in guest order by the calling thread, but where order means
-nothing to the target, the thread that unpacked bytes writes them: its cache still has them.
+shares blocks (``copy_file_range``); what is compressed, or is to be, is unpacked and packed
+by worker threads; all else is read, searched for zeros and written. Threads are a bounded
+number of bytes ahead. Everything is written in guest order by the calling thread, but where
+order means nothing to the target, the thread that read bytes writes them: its cache still
+has them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from threading import Lock
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +27,7 @@ from wirt.image.base import (
     Extent,
     ExtentKind,
     Image,
+    Storage,
     WritableImage,
 )
 from wirt.image.compressors import Compress
@@ -33,9 +38,11 @@ from wirt.image.progress import Progress, silent
 from wirt.image.zero_runs import data_runs, is_zero
 
 _CHUNK = 512 << 10
+_PLAIN_CHUNKS = 16  # at once, where a thread only copies: one is done before it was worth it
 _CHUNKS_IN_A_ROW = 4  # of one thread: to hand over a job costs as much as to unpack a cluster
 _KERNEL_CHUNK = 64 << 20
 _LARGEST_UNIT = 1 << 20
+_FLUSHED_AT_ONCE = 128 << 20
 _LONGEST_SPAN = 1 << 30
 _SALVAGED = 4096
 
@@ -76,20 +83,30 @@ class Transfer(msgspec.Struct):
     """Called with an offset up to which everything has been written, after each piece."""
     lost: list[tuple[int, int]] = msgspec.field(default_factory=list)
     """(offset, length) of what was salvaged as zeros, as the threads came upon it."""
-    _buffers: list[bytearray] = msgspec.field(default_factory=list)
+    _buffers: list[mmap.mmap] = msgspec.field(default_factory=list)
     """For reuse: fresh memory costs more than what is read into it."""
+    _turn: Lock = msgspec.field(default_factory=Lock)
+    """To write: the kernel lets one thread at a time write to a file, and who waits there spins."""
 
     def run(self, start: int = 0) -> None:
         """Copy from guest offset ``start`` on. Raises ImageError; the target is then incomplete."""
         total = min(self.source.virtual_size, self.target.virtual_size)
-        began = time.monotonic()
+        began, flushed = time.monotonic(), start
         for done in finished(self._jobs(start, total), self.workers):
             self.progress(done, total)
+            if done - flushed >= _FLUSHED_AT_ONCE:
+                self._written_to.begin_flush()
+                flushed = done
             if self.checkpoint is not None:
                 self.checkpoint(done)
             if self.rate_limit:
                 due = began + (done - start) / self.rate_limit
                 time.sleep(max(0.0, due - time.monotonic()))
+
+    @property
+    def _written_to(self) -> Storage:
+        target = self.target
+        return target.direct_storage if isinstance(target, DirectAllocator) else target.storage
 
     # Spans
 
@@ -185,20 +202,22 @@ class Transfer(msgspec.Struct):
             yield Job(end, partial(self._kernel_copy, extent, offset, end), nothing_more)
 
     def _data_jobs(self, span: Span, unit: int) -> Iterator[Job]:
-        chunk = max(_CHUNK // unit, 1) * unit
+        chunk = _whole(_CHUNK, unit)
+        plain = chunk if self.rate_limit else _whole(_PLAIN_CHUNKS * _CHUNK, unit)
         if self.compress is not None and isinstance(self.target, CompressedWriter):
             for offset, end in cut(span.offset, span.end, chunk):
                 pack = partial(self._packed, self.compress, offset, end, unit)
-                yield Job(end, pack, partial(self._write_packed, self.target), heavy=True)
-        elif span.packed and self.target.writes_in_any_order:
-            for offset, end in cut(span.offset, span.end, chunk * _CHUNKS_IN_A_ROW):
-                copy = partial(self._copy, offset, end, chunk, unit)
-                yield Job(end, copy, nothing_more, heavy=True)
+                yield Job(end, pack, partial(self._write_packed, self.target), weight=1)
+        elif self.target.writes_in_any_order:
+            at_once, step = (chunk, chunk * _CHUNKS_IN_A_ROW) if span.packed else (plain, plain)
+            for offset, end in cut(span.offset, span.end, step):
+                copy = partial(self._copy, offset, end, at_once, unit)
+                yield Job(end, copy, nothing_more, weight=at_once // chunk)
         else:
-            for offset, end in cut(span.offset, span.end, chunk):
-                read = partial(self._read, offset, end)
-                write = partial(self._write, offset, unit)
-                yield Job(end, read, write, heavy=span.packed)
+            at_once = chunk if span.packed else plain
+            for offset, end in cut(span.offset, span.end, at_once):
+                read = partial(self._searched, offset, end, unit)
+                yield Job(end, read, partial(self._write, offset), weight=at_once // chunk)
 
     def _zero(self, offset: int, end: int) -> None:
         if self.writes_zeros and end > offset:
@@ -214,7 +233,14 @@ class Transfer(msgspec.Struct):
 
     def _copy(self, offset: int, end: int, chunk: int, unit: int) -> None:
         for at, stop in cut(offset, end, chunk):
-            self._write(at, unit, self._read(at, stop))
+            piece = self._searched(at, stop, unit)
+            with contextlib.nullcontext() if self.target.storage.is_remote else self._turn:
+                self._write(at, piece)
+
+    def _searched(self, offset: int, end: int, unit: int) -> _Piece:
+        chunk = self._read(offset, end)
+        whole = [(0, len(chunk.view))]
+        return _Piece(chunk, list(data_runs(chunk.view, unit)) if self.zero_unit else whole)
 
     def _read(self, offset: int, end: int) -> _Chunk:
         chunk = self._chunk(end - offset)
@@ -238,23 +264,19 @@ class Transfer(msgspec.Struct):
         try:
             buffer = self._buffers.pop()
         except IndexError:
-            buffer = bytearray()
+            buffer = _large_pages(length)
         if len(buffer) < length:
-            buffer = bytearray(max(length, _CHUNK))
+            buffer = _large_pages(length)
         return _Chunk(buffer, memoryview(buffer)[:length])
 
-    def _write(self, offset: int, unit: int, chunk: _Chunk) -> None:
-        view = chunk.view
-        if not self.zero_unit:
-            self.target.pwrite(offset, view)
-        else:
-            at = 0
-            for start, end in data_runs(view, unit):
-                self._zero(offset + at, offset + start)
-                self.target.pwrite(offset + start, view[start:end])
-                at = end
-            self._zero(offset + at, offset + len(view))
-        self._buffers.append(chunk.buffer)
+    def _write(self, offset: int, piece: _Piece) -> None:
+        at, view = 0, piece.chunk.view
+        for start, end in piece.runs:
+            self._zero(offset + at, offset + start)
+            self.target.pwrite(offset + start, view[start:end])
+            at = end
+        self._zero(offset + at, offset + len(view))
+        self._buffers.append(piece.chunk.buffer)
 
     def _packed(self, compress: Compress, offset: int, end: int, unit: int) -> _Packed:
         chunk = self._read(offset, end)
@@ -282,8 +304,15 @@ class Transfer(msgspec.Struct):
 class _Chunk(NamedTuple):
     """A piece of the disk in memory."""
 
-    buffer: bytearray
+    buffer: mmap.mmap
     view: memoryview
+
+
+class _Piece(NamedTuple):
+    """A piece of the disk, and the (start, end) of what in it is to be written as data."""
+
+    chunk: _Chunk
+    runs: list[tuple[int, int]]
 
 
 class _Packed(NamedTuple):
@@ -291,6 +320,19 @@ class _Packed(NamedTuple):
 
     chunk: _Chunk
     units: list[tuple[int, bytes | None, memoryview]]
+
+
+def _whole(length: int, unit: int) -> int:
+    """Return how much to do at once: some whole units, ``length`` bytes if they are smaller."""
+    return max(length // unit, 1) * unit
+
+
+def _large_pages(length: int) -> mmap.mmap:
+    """Return memory for a chunk, in large pages where the kernel has some: they copy faster."""
+    memory = mmap.mmap(-1, length)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _is_heavy(extent: Extent) -> bool:

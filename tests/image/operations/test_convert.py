@@ -36,6 +36,7 @@ from wirt.image.create import create_image
 from wirt.image.extents import chain_extents
 from wirt.image.formats.qcow2.compressed import packed_extent
 from wirt.image.open import open_image
+from wirt.image.storage.file import FileStorage
 from wirt.image.transfer import Transfer
 
 pytestmark = pytest.mark.needs_qemu_img
@@ -493,6 +494,58 @@ def test_the_kernel_copies_the_same_bytes(disk, offload, tmp_path):
     back = tmp_path / "back"
     converted(tmp_path / "qcow2", back, "raw", offload=offload)
     assert back.read_bytes() == model
+
+
+def plain_disk(tmp_path):
+    """Return a raw image and its bytes: many pieces, zeros between and within them."""
+    rng = random.Random(7)
+    part = [rng.randbytes(MIB), bytes(64 * KIB), rng.randbytes(5000), bytes(MIB)]
+    model = b"".join(rng.choice(part) for _ in range(60)).ljust(64 * MIB, b"\0")
+    source = tmp_path / "plain.raw"
+    source.write_bytes(model)
+    return source, model
+
+
+@pytest.mark.parametrize("name", ["raw", "qcow2", "vdi"])
+def test_threads_copy_what_is_plain(name, tmp_path):
+    source, model = plain_disk(tmp_path)
+    target = tmp_path / "target"
+    with open_image(str(source), format="raw") as image:
+        convert([image], str(target), name, ConvertSettings(offload=False, workers=4))
+    assert_identical(target, name, model)
+
+
+def test_what_threads_cannot_write_is_said(tmp_path, monkeypatch):
+    source, _ = plain_disk(tmp_path)
+
+    def full(self, offset, data):
+        raise ImageNoSpace("no space left", path=self.name)
+
+    monkeypatch.setattr("wirt.image.storage.file.FileStorage.pwrite", full)
+    with open_image(str(source), format="raw") as image, pytest.raises(ImageNoSpace):
+        convert([image], str(tmp_path / "target"), "raw", ConvertSettings(offload=False))
+    assert not (tmp_path / "target").exists()
+
+
+def test_the_disk_gets_its_work_while_more_is_copied(tmp_path, monkeypatch):
+    """What was written begins to go to the disk before all is written, in both kinds of files."""
+    source, model = plain_disk(tmp_path)
+    monkeypatch.setattr("wirt.image.transfer._FLUSHED_AT_ONCE", 16 * MIB)
+    begun = []
+    begin = FileStorage.begin_flush
+    monkeypatch.setattr(
+        FileStorage,
+        "begin_flush",
+        lambda self: (begun.append(os.fstat(self.fileno()).st_ino), begin(self)),
+    )
+    for settings in ({}, {"data_file": str(tmp_path / "data")}):
+        target = tmp_path / f"target{len(settings)}"
+        options = ConvertSettings(offload=False, options=settings)
+        with open_image(str(source), format="raw") as image:
+            convert([image], str(target), "qcow2", options)
+        written = tmp_path / "data" if settings else target
+        assert begun == [os.stat(written).st_ino] * (len(model) // (16 * MIB))
+        begun.clear()
 
 
 def test_the_kernel_is_asked_where_files_can_share_blocks(tmp_path, monkeypatch):

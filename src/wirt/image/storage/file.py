@@ -24,6 +24,7 @@ from wirt.image.storage.drive import is_block_device, open_device
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
 _OFFSET_MAX = (1 << 63) - 1
 _BLKZEROOUT = 0x127F  # of <linux/fs.h>
+_SYNC_FILE_RANGE_WRITE = 2  # of <linux/fs.h>
 _RANGE = struct.Struct("=QQ")
 
 
@@ -34,6 +35,16 @@ def _fallocate() -> Callable[[int, int, int, int], int]:
 
     call = ctypes.CDLL(None, use_errno=True).fallocate
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+    return call
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int]:
+    """Return the system call, which Python has not."""
+    import ctypes
+
+    call = ctypes.CDLL(None).sync_file_range
+    call.argtypes = [ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint]
     return call
 
 
@@ -140,6 +151,10 @@ class FileStorage(Storage):
             os.ftruncate(self._fd, size)
         except OSError as error:
             raise image_error(error, self.name) from error
+
+    def begin_flush(self) -> None:
+        if self._durable:  # what fails here fails again in ``flush``
+            _sync_file_range()(self._fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def flush(self) -> None:
         if not self._durable:
