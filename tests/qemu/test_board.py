@@ -3,11 +3,13 @@
 import pytest
 
 from tests.qemu import machines
-from wirt.errors import SpecError
+from wirt.errors import SpecError, WrongState
 from wirt.qemu.board import Board, port_place
 from wirt.qemu.compile import arguments
+from wirt.qemu.free_place import free_nic_place
 from wirt.qemu.render import argv
 from wirt.spec import toml
+from wirt.spec.nic import Nic
 
 
 def devices(text):
@@ -54,6 +56,31 @@ def test_spare_root_ports_are_there_for_cards_and_for_disks():
     assert used == {"port0", "port8"}
     assert ports - used == {"port1", "port2", "port9", "port10"}
     assert port_place(9) == {"bus": "port9", "addr": "0x0"}
+
+
+def test_without_hotplug_there_are_no_root_ports_and_all_is_on_the_root_bus():
+    text = 'name = "a"\nhotplug = false\n[[disks]]\nimage = "a"\n[[disks]]\nimage = "b"\n[[nics]]\n'
+    made = devices(text)
+    assert "pcie-root-port" not in {value["driver"] for value in made.values()}
+    names = ("disk0", "disk1", "nic0")
+    assert [place(made[name]) for name in names] == [
+        {"bus": "pcie.0", "addr": "0x16"},
+        {"bus": "pcie.0", "addr": "0x17"},
+        {"bus": "pcie.0", "addr": "0x10"},
+    ]
+
+
+def test_a_card_is_plugged_into_a_free_port_and_refused_where_there_are_none():
+    def line(text):
+        made = arguments(toml.load(text), machines.runtime("x"), machines.recorded("7.2"))
+        return argv("qemu", made)
+
+    card = Nic()
+    assert free_nic_place(card, line('name = "a"\n[[nics]]\n'), ()) == (port_place(1), "port1")
+    assert free_nic_place(card, line('name = "a"\nmachine_type = "pc"\n'), ())[1] == "0x3"
+    with pytest.raises(WrongState, match="while it runs") as refused:
+        free_nic_place(card, line('name = "a"\nhotplug = false\n[[nics]]\n'), ())
+    assert "hotplug" in refused.value.hint
 
 
 def test_the_first_function_of_a_slot_with_ports_is_always_there():

@@ -113,8 +113,10 @@ def test_a_machine_for_one_command_has_a_screen_only_if_asked(guest_context):
     image = resolve(guest_context, "debian:12")
     screenless = {"video": {"model": "none"}, "displays": []}
     made = for_command(image, Wish(settings={"memory": "512M"}))
-    assert made.settings == {"memory": "512M", **screenless}
+    assert made.settings == {"memory": "512M", "hotplug": False, **screenless}
     for asked in ({"video": {"model": "virtio"}}, {"displays": [{"type": "vnc"}]}):
-        assert for_command(image, Wish(settings=asked)).settings == asked
+        assert for_command(image, Wish(settings=asked)).settings == {"hotplug": False, **asked}
+    pluggable = for_command(image, Wish(settings={"hotplug": True})).settings
+    assert pluggable == {"hotplug": True, **screenless}
     theirs = DiskFile("/x.qcow2", "qcow2", 1 << 30)
     assert for_command(theirs, Wish()).settings == {}

@@ -17,7 +17,8 @@ other disks             16-1a                      as pluggable disks
 the rest (sound …)      1b-1e                      1c-1f
 ======================  =========================  ========================
 
-A kind whose places are used up borrows from the end of the others'.
+A kind whose places are used up borrows from the end of the others'. Without ``hotplug`` there are
+no root ports: QEMU starts sooner, and pluggable cards and disks have places as the others do.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Board:
         usb: str = "xhci",
         scsi: str = "virtio-scsi",
         reserved: Collection[int] = (),
+        hotplug: bool = True,
     ) -> None:
         self.machine_type = machine_type
         self.usb_controller = usb
@@ -93,7 +95,8 @@ class Board:
         slots = self._layout.slots if self._layout else {}
         self._reserved = reserved
         self._slots = {kind: [s for s in slots[kind] if s not in reserved] for kind in slots}
-        self._ports = dict.fromkeys(self._layout.ports, 0) if self._layout else {}
+        self._port_numbers = self._layout.ports if self._layout and hotplug else {}
+        self._ports = dict.fromkeys(self._port_numbers, 0)
         self._usb_ports = 0
 
     @property
@@ -138,9 +141,9 @@ class Board:
     def pluggable(self, kind: Kind) -> QapiObject:
         """Return a place that can be emptied and filled while the machine runs.
 
-        When the root ports are used up the device still finds a place, but stays there.
+        Without root ports, or when they are used up, the device finds a place, but stays there.
         """
-        ports = self._layout.ports.get(kind, range(0)) if self._layout else range(0)
+        ports = self._port_numbers.get(kind, range(0))
         used = self._ports.get(kind, 0)
         if used >= len(ports):
             return self.slot(kind)
@@ -173,7 +176,7 @@ class Board:
         if not self._layout:
             return []
         made = []
-        for kind, numbers in self._layout.ports.items():
+        for kind, numbers in self._port_numbers.items():
             count = min(len(numbers), self._ports[kind] + SPARE_PORTS)
             made += [device(_port(number, self._layout)) for number in numbers[:count]]
         return made

@@ -69,6 +69,7 @@ def _devices(machine: Machine, runtime: Runtime) -> list[Argument]:
         usb=usb.controller_kind(machine),
         scsi=machine.scsi_controller,
         reserved=reserved_slots(machine),
+        hotplug=machine.hotplug,
     )
     made = [
         *display.video(machine.video, board),

@@ -35,6 +35,11 @@ def free_nic_place(nic: Nic, argv: Sequence[str], taken: Collection[str]) -> tup
         name = f"port{number}"
         if name in ports and name not in buses and name not in taken:
             return port_place(number), name
+    if "pcie.0" in buses and not ports:
+        raise WrongState(
+            "no card can be plugged into this machine while it runs",
+            hint="`hotplug = true` in its description; machines for one command: --set hotplug=on",
+        )
     slots = {str(device.get("addr")) for device in devices if device.get("bus") == "pci.0"}
     for slot in _PCI_SLOTS if "pci.0" in buses else ():
         name = f"{slot:#x}"

@@ -1,7 +1,5 @@
 """A machine, described completely. Immutable; ``msgspec.structs.replace`` makes variants."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec
@@ -96,6 +94,9 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         ),
     ] = "auto"
     panic_notifier: Annotated[bool, setting("The guest can tell its panics (needs ACPI)")] = True
+    hotplug: Annotated[
+        bool, setting("Cards can be plugged while it runs; on q35 that takes root ports")
+    ] = True
     watchdog: Annotated[Watchdog | None, setting("Watchdog")] = None
     actions: Annotated[Actions, setting("Reactions to events in the guest")] = Actions()
     hpet: Annotated[bool, setting("High precision event timer")] = True

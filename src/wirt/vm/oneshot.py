@@ -41,6 +41,7 @@ from wirt.vm.template import Sought, find_warm, make_warm, seek
 
 _POLL_SECONDS = 0.2
 _SCREENLESS: dict[str, object] = {"video": {"model": "none"}, "displays": []}
+_CLOSED: dict[str, object] = {"hotplug": False}
 
 
 def bring_up(
@@ -73,14 +74,15 @@ class OneShot(msgspec.Struct):
 
 
 def for_command(source: Source | None, wish: Wish) -> Wish:
-    """Return the wish for a machine that lives for a command: nobody looks at its screen.
+    """Return the wish for a machine that lives for a command.
 
-    Only an image that wirt built is sure to boot without one. Who asks for a screen has it.
+    Nobody looks at its screen, and nobody plugs into it. Only an image that wirt built is sure
+    to boot so. Who asks for a screen has it.
     """
-    built = isinstance(source, StoredImage) and source.record.kind is Kind.BUILT
-    if not built or _SCREENLESS.keys() & wish.settings.keys():
+    if not isinstance(source, StoredImage) or source.record.kind is not Kind.BUILT:
         return wish
-    return replace(wish, settings={**_SCREENLESS, **wish.settings})
+    screen = {} if _SCREENLESS.keys() & wish.settings.keys() else _SCREENLESS
+    return replace(wish, settings={**_CLOSED, **screen, **wish.settings})
 
 
 @contextlib.contextmanager

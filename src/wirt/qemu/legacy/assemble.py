@@ -56,6 +56,8 @@ def assemble(draft: Draft) -> tuple[Machine, dict[str, QapiObject]]:
     fields.setdefault("video", _default_card(draft))
     for key in ("rng", "balloon", "vmgenid", "panic_notifier"):
         fields.setdefault(key, False)
+    if "q35" in fields["machine_type"]:
+        fields["hotplug"] = any(name.startswith("port") for name in draft.ports)
     take_memory(draft, fields)
     fields["numa"] = numa_nodes(draft, fields["memory"])
     _take_entropy(draft, fields)

@@ -67,6 +67,8 @@ class _Open:
                 return change(machine, boot=change(machine.boot, order=()))
             case "panic":
                 return change(machine, panic_notifier=True)
+            case "hotplug":
+                return change(machine, hotplug=True)
             case "disk":
                 return change(machine, disks=_changed(machine.disks, self.index, _open_disk))
             case "controller":
@@ -92,7 +94,7 @@ def _open_nic(nic: Nic) -> Nic:
 
 
 def _steps(machine: Machine) -> Iterator[_Open]:
-    for kind in ("cpu", "usb", "order", "panic"):
+    for kind in ("cpu", "usb", "order", "panic", "hotplug"):
         yield _Open(kind)
     for index in range(len(machine.disks)):
         yield _Open("disk", index)
