@@ -1,7 +1,15 @@
-"""Decoding into a type for the first time, from many threads at once."""
+"""Decoding into a type for the first time: from many threads at once, and soon."""
 
 import subprocess
 import sys
+
+import msgspec
+
+from wirt.spec.disk import Disk
+from wirt.spec.machine import Machine
+from wirt.spec.nic import Nic
+from wirt.store.record import Record
+from wirt.store.states import Manifest
 
 CODE = """
 import sys, threading
@@ -31,3 +39,30 @@ def test_threads_that_meet_a_type_at_once_do_not_crash():
     )
     assert done.stdout == "well\n", done.stderr
     assert done.returncode == 0
+
+
+def structs_within(kind, found):
+    """Collect the structs that ``kind`` is made of."""
+    if isinstance(kind, msgspec.inspect.StructType):
+        if kind.cls in found:
+            return
+        found.add(kind.cls)
+        for field in kind.fields:
+            structs_within(field.type, found)
+    for name in ("types", "item_types"):
+        for part in getattr(kind, name, None) or ():
+            structs_within(part, found)
+    for name in ("item_type", "key_type", "value_type", "type"):
+        if hasattr(kind, name):
+            structs_within(getattr(kind, name), found)
+
+
+def test_no_annotation_of_a_state_or_a_record_is_left_to_msgspec_to_compile():
+    found = set()
+    for kind in (Manifest, Record):
+        structs_within(msgspec.inspect.type_info(kind), found)
+    assert {Manifest, Record, Machine, Disk, Nic} <= found
+    texts = {
+        kind: [v for v in kind.__annotations__.values() if isinstance(v, str)] for kind in found
+    }
+    assert not any(texts.values()), texts

@@ -2,6 +2,10 @@
 
 msgspec builds what it needs to know of a type when it first decodes into it, and two threads
 that do so for one type at once crash the interpreter. Here that is done under a lock, once.
+
+It compiles every annotation that is text, in every process anew: ten milliseconds for the manifest
+of a state. So the modules of machines, records and states do without
+``from __future__ import annotations``.
 """
 
 from __future__ import annotations

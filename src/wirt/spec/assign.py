@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from typing import Any
@@ -43,6 +42,8 @@ def _find(key: str) -> Setting:
     known = {setting.key: setting for setting in settings(Machine)}
     if generic in known:
         return known[generic]
+    import difflib
+
     near = difflib.get_close_matches(generic, known, n=1)
     raise UsageError(
         f"{key[:60]!r} is not a setting",

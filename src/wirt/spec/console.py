@@ -1,7 +1,5 @@
 """What a person or program uses to talk to the machine: displays, serials, channels."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

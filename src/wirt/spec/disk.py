@@ -1,7 +1,5 @@
 """Disks: an image and how the guest sees it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """The rest of the machine: processors, firmware, boot, clock, USB and small devices."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """Network cards of the guest and the host backends behind them, one struct per backend."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

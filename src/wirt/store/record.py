@@ -4,8 +4,6 @@ Nothing here decides whether the machine runs (the run lock does); the record sa
 started, by which facts, and why it ended.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Literal
 

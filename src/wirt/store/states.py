@@ -13,8 +13,6 @@ Whoever builds on a state holds its lock shared until the record that names the 
 published; a state is removed under the exclusive lock, when nobody needs it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -51,7 +50,7 @@ def start_disk_server(
     try:
         settings = _settings(paths, record, machine, served, ready_write)
         settings["parent"] = 0 if qemu_runs else os.getpid()
-        os.write(settings_fd, json.dumps(settings).encode())
+        os.write(settings_fd, msgspec.json.encode(settings))
         os.lseek(settings_fd, 0, os.SEEK_SET)
         process = spawn(
             [sys.executable, "-P", "-m", "wirt.vm.disk_server", str(settings_fd)],

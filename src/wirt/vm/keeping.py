@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+
+import msgspec
 
 from wirt.errors import HostError
 from wirt.host.process import detach, spawn
@@ -66,7 +67,7 @@ def start_keeper(
     try:
         entries = _consoles(paths, record, consoles, devices, given)
         settings = _settings(paths, record, entries, messages_fd, ready_write)
-        os.write(settings_fd, json.dumps(settings).encode())
+        os.write(settings_fd, msgspec.json.encode(settings))
         os.lseek(settings_fd, 0, os.SEEK_SET)
         inherited = [settings_fd, ready_write, *given, *(devices or {}).values()]
         if messages_fd is not None:

@@ -11,7 +11,6 @@ that loads them fills a TPM of its own. Only of a machine that is down the files
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import select
@@ -105,7 +104,7 @@ def spawn_with(
             "pid_fd": pid_write,
             "qemu_fds": [*inherit, tpm.qemu_fd],
         }
-        os.write(settings_fd, json.dumps(settings).encode())
+        os.write(settings_fd, msgspec.json.encode(settings))
         os.lseek(settings_fd, 0, os.SEEK_SET)
         script = os.path.join(os.path.dirname(__file__), "beside.py")
         process = spawn(
