@@ -42,7 +42,7 @@ _PLAIN_CHUNKS = 16  # at once, where a thread only copies: one is done before it
 _CHUNKS_IN_A_ROW = 4  # of one thread: to hand over a job costs as much as to unpack a cluster
 _KERNEL_CHUNK = 64 << 20
 _LARGEST_UNIT = 1 << 20
-_FLUSHED_AT_ONCE = 128 << 20
+_FLUSHED_AT_ONCE = 128 << 20  # to begin costs a look at all of the file that is not on the disk
 _LONGEST_SPAN = 1 << 30
 _SALVAGED = 4096
 
@@ -203,18 +203,18 @@ class Transfer(msgspec.Struct):
 
     def _data_jobs(self, span: Span, unit: int) -> Iterator[Job]:
         chunk = _whole(_CHUNK, unit)
-        plain = chunk if self.rate_limit else _whole(_PLAIN_CHUNKS * _CHUNK, unit)
+        small = span.packed or self.rate_limit
+        at_once = chunk if small else _whole(_PLAIN_CHUNKS * _CHUNK, unit)
         if self.compress is not None and isinstance(self.target, CompressedWriter):
             for offset, end in cut(span.offset, span.end, chunk):
                 pack = partial(self._packed, self.compress, offset, end, unit)
                 yield Job(end, pack, partial(self._write_packed, self.target), weight=1)
         elif self.target.writes_in_any_order:
-            at_once, step = (chunk, chunk * _CHUNKS_IN_A_ROW) if span.packed else (plain, plain)
+            step = at_once * (_CHUNKS_IN_A_ROW if span.packed else 1)
             for offset, end in cut(span.offset, span.end, step):
                 copy = partial(self._copy, offset, end, at_once, unit)
                 yield Job(end, copy, nothing_more, weight=at_once // chunk)
         else:
-            at_once = chunk if span.packed else plain
             for offset, end in cut(span.offset, span.end, at_once):
                 read = partial(self._searched, offset, end, unit)
                 yield Job(end, read, partial(self._write, offset), weight=at_once // chunk)
@@ -263,9 +263,9 @@ class Transfer(msgspec.Struct):
     def _chunk(self, length: int) -> _Chunk:
         try:
             buffer = self._buffers.pop()
-        except IndexError:
-            buffer = _large_pages(length)
-        if len(buffer) < length:
+        except IndexError:  # also where another thread was quicker
+            buffer = None
+        if buffer is None or len(buffer) < length:
             buffer = _large_pages(length)
         return _Chunk(buffer, memoryview(buffer)[:length])
 
